@@ -1,0 +1,1 @@
+"""From patches to an encoder, and from an encoder to a table of embeddings."""

@@ -1,0 +1,120 @@
+"""The encoder's checkpoint: weights, optimiser, position in the run, settings, bands and their normalisation; plain tensors and values.
+
+It loads with ``weights_only=True``. The state of the random numbers is the seed with (epoch, step), from which every draw is made.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from imagery2flow.encoder.backbones import build_backbone
+from imagery2flow.imagery.patchset import Normalisation, PatchSet
+from imagery2flow.run.errors import BandError, InputError, MissingInputError
+from imagery2flow.run.files import load_tensors, save_tensors
+
+FORMAT = "imagery2flow-encoder-1"
+
+
+@dataclass(frozen=True)
+class EncoderRecord:
+    """What a checkpoint says of an encoder, apart from its weights.
+
+    Attributes:
+        resnet: Backbone.
+        view_size: Side of its views in pixels.
+        normalisation: Bands and their statistics.
+        epoch: Epochs completed.
+        total_epoch: Epochs planned.
+    """
+
+    resnet: str
+    view_size: int
+    normalisation: Normalisation
+    epoch: int
+    total_epoch: int
+
+
+def save_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, config: Any, content: dict[str, Any], normalisation: Normalisation) -> None:
+    """Writes a checkpoint.
+
+    Args:
+        path: File.
+        model: ``SimCLR``.
+        optimizer: Its optimiser.
+        config: ``EncoderConfig``.
+        content: epoch, step, the sums of the running epoch, history, view_size.
+        normalisation: Bands and statistics of the training patches.
+    """
+    settings = {"format": FORMAT, "config": dataclasses.asdict(config), "normalisation": plain(normalisation)}
+    save_tensors(path, {**settings, **content, "model": model.state_dict(), "optimizer": optimizer.state_dict()})
+
+
+def plain(normalisation: Normalisation) -> dict[str, Any]:
+    """Normalisation as lists, which load without running code."""
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in dataclasses.asdict(normalisation).items()}
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Reads a checkpoint.
+
+    Raises:
+        MissingInputError: There is no such file.
+        InputError: The file is no checkpoint of an encoder.
+    """
+    content = load_tensors(path, "encoder checkpoint")
+    if content.get("format") != FORMAT:
+        raise InputError(f"encoder checkpoint {path} is not one that train_img_encoder.py wrote (its format is {content.get('format')}, not {FORMAT}); name another with --ckpt")
+    return content
+
+
+def find_checkpoint(ckpt: str | None, model_path: str, name: str) -> Path:
+    """Path of a checkpoint from the published flags: ``--ckpt`` as a path or within ``--model_path``, or else the run's latest.
+
+    Raises:
+        MissingInputError: There is none.
+    """
+    if ckpt is not None:
+        for candidate in (Path(ckpt), Path(model_path) / ckpt):
+            if candidate.is_file():
+                return candidate
+        raise MissingInputError(f"encoder checkpoint {ckpt} is neither here nor in --model_path {model_path}; name the file that train_img_encoder.py wrote")
+    found = sorted(Path(model_path).glob(f"{name}_img_*.pth"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise MissingInputError(f"--model_path {model_path} has no encoder {name}_img_*.pth; train it with train_img_encoder.py --log {name}, or name it with --ckpt")
+    return found[-1]
+
+
+def load_encoder(path: Path) -> tuple[nn.Module, EncoderRecord]:
+    """Rebuilds the encoder of a checkpoint, without its projector, in evaluation mode.
+
+    Raises:
+        MissingInputError: There is no such file.
+        InputError: The file is no checkpoint of an encoder.
+    """
+    content = load_checkpoint(path)
+    stored = {name: tuple(value) if isinstance(value, list) else value for name, value in content["normalisation"].items()}
+    normalisation, config = Normalisation(**stored), content["config"]
+    record = EncoderRecord(config["resnet"], content["view_size"], normalisation, content["epoch"], config["total_epoch"])
+    backbone, _ = build_backbone(record.resnet, len(normalisation.band_names), record.view_size, seed=0)
+    backbone.load_state_dict({name.removeprefix("backbone."): tensor for name, tensor in content["model"].items() if name.startswith("backbone.")})
+    return backbone.eval(), record
+
+
+def check_scale(record: EncoderRecord, patches: PatchSet, data_path: str) -> None:
+    """Refuses patches whose type tells that their numbers are on another scale than the encoder's.
+
+    Raises:
+        BandError: The types differ.
+    """
+    trained, given = record.normalisation.dtype, patches.normalisation.dtype
+    if trained != given:
+        raise BandError(
+            f"patches {data_path} hold {given} but the encoder was trained on {trained}, another scale of the same bands; "
+            "bring the scene to the encoder's units, or scale each band by these patches' own mean and deviation with --normalisation patches"
+        )

@@ -1,0 +1,1 @@
+"""From embeddings and observed flows to a model of flows, its predictions and their scores."""

@@ -1,0 +1,208 @@
+"""A set of patches in memory: what stage 1 wrote, or any folder of images, as one flat table of pixels.
+
+Patches differ in size, so their pixels stand one behind the other: ``values`` [num_pixels, num_bands] in the patches' own type, ``valid``
+[num_pixels] of bool; patch i takes the rows from ``first_pixel[i]``, row-major, ``height[i]`` x ``width[i]``. Patches are sorted by id.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import rasterio
+from rasterio.errors import RasterioIOError
+from tqdm import tqdm
+
+from imagery2flow.imagery.patches import WRITTEN, read_manifest
+from imagery2flow.imagery.scene import band_name, choose_bands
+from imagery2flow.run.errors import BandError, InputError, MissingInputError, TableError, shown
+from imagery2flow.run.stage import Ledger
+
+IMAGE_SUFFIXES = {".tif", ".tiff", ".png", ".jpg", ".jpeg", ".vrt"}
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """How pixel values become numbers around 0: (value - mean) / std per band; ``highest`` scales values to 0..1 for RGB jitter.
+
+    Attributes:
+        band_names: Name of each band.
+        mean: Mean over valid pixels, per band, in the patches' units.
+        std: Standard deviation, per band; 1 for a constant band.
+        highest: Largest value, per band; for uint8 always 255.
+        dtype: NumPy type of the patches, which tells their scale.
+    """
+
+    band_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    highest: tuple[float, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class PatchSet:
+    """Patches of different size in one flat table; see the module's docstring for the layout."""
+
+    geocodes: tuple[str, ...]
+    values: np.ndarray
+    valid: np.ndarray
+    first_pixel: np.ndarray
+    height: np.ndarray
+    width: np.ndarray
+    normalisation: Normalisation
+
+    def __len__(self) -> int:
+        return len(self.geocodes)
+
+    def patch(self, position: int) -> tuple[np.ndarray, np.ndarray]:
+        """One patch: values [height, width, num_bands] and valid [height, width]."""
+        height, width = int(self.height[position]), int(self.width[position])
+        rows = slice(int(self.first_pixel[position]), int(self.first_pixel[position]) + height * width)
+        return self.values[rows].reshape(height, width, -1), self.valid[rows].reshape(height, width)
+
+
+def load_patches(data_path: str, bands: Sequence[str], ledger: Ledger) -> PatchSet:
+    """Loads the patches of a folder.
+
+    Args:
+        data_path: Folder that stage 1 wrote, or a folder of images named ``..._<geocode>.tif``.
+        bands: Published count, or names of the bands to take; all if empty.
+        ledger: Takes the units without a patch.
+
+    Raises:
+        MissingInputError: The folder is absent or holds no patch.
+        BandError: Bands are missing, or differ between patches.
+        TableError: An id occurs more than once.
+    """
+    folder = Path(data_path)
+    paths = find_patches(folder, ledger)
+    chosen, names = choose_patch_bands(next(iter(paths.values())), bands)
+    shapes = np.zeros((len(paths), 2), dtype=np.int64)
+    pixels: list[np.ndarray] = []
+    masks: list[np.ndarray] = []
+    dtype: str | None = None
+    for position, path in enumerate(tqdm(paths.values(), desc="read patches", unit="patch", disable=None)):
+        values, valid = read_patch(path, chosen, names)
+        if dtype not in (None, values.dtype.name):
+            raise BandError(f"patch {path} holds {values.dtype.name} but the patches before it {dtype}; bring all to one type and scale")
+        dtype = values.dtype.name
+        shapes[position] = valid.shape
+        pixels.append(values.reshape(len(chosen), -1).T)  # [height * width, num_bands]
+        masks.append(valid.reshape(-1))
+    ledger.came_in["patches"] = len(paths)
+    values, valid = np.concatenate(pixels), np.concatenate(masks)
+    first_pixel = np.concatenate([[0], np.cumsum(shapes.prod(axis=1))[:-1]])
+    return PatchSet(tuple(paths), values, valid, first_pixel, shapes[:, 0], shapes[:, 1], measure(values, valid, names))
+
+
+def find_patches(folder: Path, ledger: Ledger) -> dict[str, Path]:
+    """Files of the patches by id, sorted by id; the manifest decides where there is one.
+
+    Raises:
+        MissingInputError: The folder is absent or holds no patch, or a patch of the manifest is gone.
+        TableError: An id occurs more than once.
+    """
+    if not folder.is_dir():
+        raise MissingInputError(f"--data_path {folder} is no folder; name the one that img_preprocessing.py wrote, <output_tif_dir>/<region>/<tag>_<year>")
+    if (folder / "manifest.csv").is_file():
+        manifest = read_manifest(folder)
+        ledger.reads(folder / "manifest.csv")
+        ledger.leave_out("units without a patch", manifest.geocode[manifest.status != WRITTEN])
+        written = manifest[manifest.status == WRITTEN].sort_values("geocode")
+        paths = {geocode: folder / name for geocode, name in zip(written.geocode, written.path, strict=True)}
+        gone = [str(path) for path in paths.values() if not path.is_file()]
+        if gone:
+            raise MissingInputError(f"{len(gone)} patches of {folder}/manifest.csv are gone ({shown(gone)}); run img_preprocessing.py again")
+    else:
+        files = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."))
+        paths = {path.stem.rsplit("_", 1)[-1]: path for path in files}
+        if len(paths) < len(files):
+            raise TableError(f"{folder} holds {len(files)} images but only {len(paths)} ids (the part of the name behind the last '_'); rename them so that each id occurs once")
+        paths = dict(sorted(paths.items()))
+        ledger.note(f"{folder} has no manifest.csv: every image in it is taken, its id from the file's name")
+    if not paths:
+        raise MissingInputError(f"--data_path {folder} holds no patch; make them with img_preprocessing.py")
+    return paths
+
+
+def choose_patch_bands(path: Path, bands: Sequence[str]) -> tuple[list[int], tuple[str, ...]]:
+    """Numbers and names of the bands to read, by the first patch.
+
+    Raises:
+        BandError: A count differs from the patches' bands, or a name is not among them.
+    """
+    with open_patch(path) as patch:
+        available = {number: band_name(text, number) for number, text in enumerate(patch.descriptions, start=1)}
+    if len(bands) == 1 and bands[0].isdigit():
+        if int(bands[0]) != len(available):
+            listing = ", ".join(available.values())
+            raise BandError(f"--bands {bands[0]} but the patches of {path.parent} have {len(available)} bands ({listing}); name the ones to use, for example --bands {available[1]}")
+        bands = ()
+    chosen = choose_bands(bands, available, f"patches {path.parent}")
+    return chosen, tuple(available[number] for number in chosen)
+
+
+def open_patch(path: Path) -> rasterio.DatasetReader:
+    """Opens a patch.
+
+    Raises:
+        InputError: The file is no image.
+    """
+    try:
+        return rasterio.open(path)
+    except RasterioIOError as error:
+        raise InputError(f"patch {path} cannot be opened ({str(error).splitlines()[0]}); it may be truncated: run img_preprocessing.py again") from error
+
+
+def read_patch(path: Path, chosen: Sequence[int], names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Values [num_bands, height, width] and valid [height, width] of one patch.
+
+    Raises:
+        BandError: The patch's bands differ from the first patch's.
+        InputError: The file is damaged.
+    """
+    with open_patch(path) as patch:
+        found = [band_name(patch.descriptions[number - 1], number) if number <= patch.count else "none" for number in chosen]
+        if found != list(names):
+            raise BandError(f"patch {path} has the bands {', '.join(found)} where the others have {', '.join(names)}; cut all patches from scenes with equal bands")
+        try:
+            values = patch.read(list(chosen))
+            valid = (patch.read_masks(list(chosen)) > 0).all(axis=0)
+        except RasterioIOError as error:
+            raise InputError(f"patch {path} cannot be read ({str(error).splitlines()[0]}); it may be truncated: run img_preprocessing.py again") from error
+    if values.dtype.kind == "f":
+        valid &= np.isfinite(values).all(axis=0)
+        values[:, ~valid] = 0
+    return values, valid
+
+
+def measure(values: np.ndarray, valid: np.ndarray, names: Sequence[str]) -> Normalisation:
+    """Statistics per band over valid pixels [num_pixels, num_bands], in double precision."""
+    pixels = values[valid].astype(np.float64)
+    std = pixels.std(axis=0)
+    highest = np.full(len(names), 255.0) if values.dtype == np.uint8 else pixels.max(axis=0)
+    return Normalisation(
+        band_names=tuple(names),
+        mean=tuple(pixels.mean(axis=0).tolist()),
+        std=tuple(np.where(std > 0, std, 1.0).tolist()),
+        highest=tuple(np.where(highest > 0, highest, 1.0).tolist()),
+        dtype=values.dtype.name,
+    )
+
+
+def unit_statistics(patches: PatchSet, normalisation: Normalisation) -> np.ndarray:
+    """Mean and standard deviation of every band over each patch's valid pixels, in normalised units: [num_patches, 2 * num_bands]."""
+    num_bands = len(normalisation.band_names)
+    owner = np.repeat(np.arange(len(patches)), patches.height * patches.width)[patches.valid]
+    pixels = (patches.values[patches.valid].astype(np.float64) - normalisation.mean) / normalisation.std
+    count = np.maximum(np.bincount(owner, minlength=len(patches)), 1)[:, None]
+    total, squares = np.zeros((len(patches), num_bands)), np.zeros((len(patches), num_bands))
+    for band in range(num_bands):
+        total[:, band] = np.bincount(owner, pixels[:, band], minlength=len(patches))
+        squares[:, band] = np.bincount(owner, pixels[:, band] ** 2, minlength=len(patches))
+    mean = total / count
+    std = np.sqrt(np.maximum(squares / count - mean**2, 0.0))
+    return np.concatenate([mean, std], axis=1)

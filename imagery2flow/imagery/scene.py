@@ -1,0 +1,233 @@
+"""A scene: one raster of several bands, read window by window.
+
+A pixel is valid when none of the bands that are read marks it as missing (nodata value, mask, alpha, or NaN). 0 is missing only where the
+scene, or ``--nodata 0``, says so.
+
+Shapes: ``values`` [num_bands, height, width] in the scene's type, ``valid`` [height, width] of bool.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import rasterio
+from affine import Affine
+from rasterio.crs import CRS
+from rasterio.enums import MaskFlags
+from rasterio.errors import RasterioIOError
+from rasterio.windows import Window
+
+from imagery2flow.run.errors import BandError, InputError, MissingInputError
+
+# The words by which producers name a band, as in "TM3_red" or "red_toa_reflectance_x10000", and the name that we use.
+BAND_WORDS = {word: word for word in ("coastal", "blue", "green", "red", "nir", "swir1", "swir2", "pan", "cirrus", "thermal")}
+BAND_WORDS |= {"brightness": "thermal", "tir": "thermal", "tirs1": "thermal", "rededge": "rededge", "nir08": "nir", "swir16": "swir1", "swir22": "swir2"}
+METRES_PER_DEGREE = 111_320.0  # of latitude, and of longitude at the equator
+# Above this share of a scene's width, a block is a strip: reading one small patch decodes whole rows of the scene.
+STRIP_SHARE = 0.9
+LARGE_SCENE_PIXELS = 4_000_000
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What is known of a scene without reading its pixels.
+
+    Attributes:
+        path: File.
+        crs: CRS, or None for an image without one.
+        transform: From (column, row) to CRS coordinates.
+        width: Pixels.
+        height: Pixels.
+        bands: 1-based numbers of the bands that are read.
+        band_names: Name of each of them.
+        dtype: NumPy type of the pixels.
+        nodata: Value that marks missing pixels, or None.
+        has_mask: Whether the file carries a mask or an alpha band.
+    """
+
+    path: Path
+    crs: CRS | None
+    transform: Affine
+    width: int
+    height: int
+    bands: tuple[int, ...]
+    band_names: tuple[str, ...]
+    dtype: str
+    nodata: float | None
+    has_mask: bool
+    block_width: int
+
+    @property
+    def gsd_m(self) -> float:
+        """Side of a pixel in metres (geometric mean of both sides; at the scene's centre for a CRS in degrees)."""
+        side_x_m, side_y_m = self.pixel_sides_m()
+        return float(np.sqrt(side_x_m * side_y_m))
+
+    def pixel_sides_m(self) -> tuple[float, float]:
+        """Width and height of a pixel in metres; of one CRS unit per pixel where there is no CRS."""
+        a, b, _, d, e, _ = self.transform[:6]
+        side_x, side_y = float(np.hypot(a, d)), float(np.hypot(b, e))
+        if self.crs is None:
+            return side_x, side_y
+        if self.crs.is_geographic:
+            _, latitude = self.transform * (self.width / 2, self.height / 2)
+            return side_x * METRES_PER_DEGREE * float(np.cos(np.radians(latitude))), side_y * METRES_PER_DEGREE
+        _, metres_per_unit = self.crs.linear_units_factor
+        return side_x * metres_per_unit, side_y * metres_per_unit
+
+    @property
+    def is_large_strips(self) -> bool:
+        """Whether the scene is large and stored in strips, so that windows are slow to read."""
+        return self.width * self.height > LARGE_SCENE_PIXELS and self.block_width >= STRIP_SHARE * self.width
+
+
+def band_name(description: str | None, number: int) -> str:
+    """Common name of a band from what the file says of it: ``TM4_nir`` and ``nir_toa_reflectance_x10000`` are both ``nir``."""
+    if not description:
+        return f"band{number}"
+    words = re.findall(r"[a-z]+\d*", description.lower().replace("red edge", "rededge"))
+    known = [BAND_WORDS[word] for word in words if word in BAND_WORDS]
+    return known[0] if known else description.strip().lower()
+
+
+def open_scene(path: str, bands: Sequence[str] = (), names: Sequence[str] = (), nodata: float | None = None) -> Scene:
+    """Reads what a file says of itself.
+
+    Args:
+        path: GeoTIFF, VRT, JPEG or whatever GDAL reads.
+        bands: Names or 1-based numbers of the bands to keep; all if empty.
+        names: Names of all bands of the file, instead of those it carries.
+        nodata: Value that marks missing pixels where the file declares none.
+
+    Raises:
+        MissingInputError: The file is absent or no raster.
+        BandError: A band is asked for that the file has not, or two bands have one name.
+        InputError: The file's type is complex.
+    """
+    try:
+        with rasterio.open(path) as dataset:
+            descriptions = dataset.descriptions
+            if names and len(names) != dataset.count:
+                raise BandError(f"--band_names names {len(names)} bands ({', '.join(names)}) but scene {path} has {dataset.count}; name each band once")
+            all_names = list(names) or [band_name(text, number) for number, text in enumerate(descriptions, start=1)]
+            # An alpha band is a mask, not imagery.
+            flags = dataset.mask_flag_enums
+            alpha = {index + 1 for index, kind in enumerate(dataset.colorinterp) if kind.name == "alpha"}
+            candidates = [number for number in range(1, dataset.count + 1) if number not in alpha]
+            chosen = choose_bands(bands, {number: all_names[number - 1] for number in candidates}, f"scene {path}")
+            if np.dtype(dataset.dtypes[0]).kind == "c":
+                raise InputError(f"scene {path} has complex pixels ({dataset.dtypes[0]}); convert it to real numbers first")
+            return Scene(
+                path=Path(path),
+                crs=dataset.crs,
+                transform=dataset.transform,
+                width=dataset.width,
+                height=dataset.height,
+                bands=tuple(chosen),
+                band_names=tuple(all_names[number - 1] for number in chosen),
+                dtype=dataset.dtypes[0],
+                nodata=dataset.nodata if dataset.nodata is not None else nodata,
+                has_mask=any(MaskFlags.per_dataset in flag for flag in flags),
+                block_width=dataset.block_shapes[0][1],
+            )
+    except RasterioIOError as error:
+        reason = "does not exist" if not Path(path).exists() else f"cannot be opened as a raster ({str(error).splitlines()[0]})"
+        raise MissingInputError(f"scene {path} {reason}; check the path given to --input_tif_path") from error
+
+
+def choose_bands(asked: Sequence[str], available: dict[int, str], where: str) -> list[int]:
+    """Numbers of the bands that are asked for by name or number, in the order asked; all if none is asked for.
+
+    Raises:
+        BandError: A band is missing or its name is ambiguous.
+    """
+    if not asked:
+        return list(available)
+    chosen = []
+    for wanted in asked:
+        matching = [number for number, name in available.items() if name == wanted.lower() or str(number) == wanted]
+        if len(matching) != 1:
+            problem = "has no" if not matching else f"has {len(matching)} bands named"
+            listing = ", ".join(f"{number} {name}" for number, name in available.items())
+            raise BandError(f"{where} {problem} {wanted}; its bands are {listing}: choose among them with --bands, or name them with --band_names")
+        chosen.append(matching[0])
+    return chosen
+
+
+def check_scenes_agree(scenes: Sequence[Scene]) -> None:
+    """Refuses scenes that cannot stand beside each other in one set of patches.
+
+    Raises:
+        BandError: Bands or types differ.
+    """
+    first = scenes[0]
+    for scene in scenes[1:]:
+        if scene.band_names != first.band_names:
+            raise BandError(
+                f"scene {scene.path} has the bands {', '.join(scene.band_names)} but {first.path} has {', '.join(first.band_names)}; choose common ones with --bands"
+            )
+        if scene.dtype != first.dtype:
+            raise BandError(f"scene {scene.path} holds {scene.dtype} but {first.path} holds {first.dtype}; bring them to one type and scale first")
+
+
+class SceneReader:
+    """Reads windows of scenes; keeps the files open until it is closed. One per process."""
+
+    def __init__(self, scenes: Sequence[Scene]) -> None:
+        self.scenes = scenes
+        self._datasets: dict[int, rasterio.DatasetReader] = {}
+
+    def read(self, scene_number: int, window: Window) -> tuple[np.ndarray, np.ndarray]:
+        """Reads a window that may reach beyond the scene; what lies beyond is 0 and not valid.
+
+        Returns:
+            Values [num_bands, height, width] and valid [height, width].
+        """
+        scene = self.scenes[scene_number]
+        dataset = self._datasets.get(scene_number)
+        if dataset is None:
+            dataset = self._datasets[scene_number] = rasterio.open(scene.path)
+        values = np.zeros((len(scene.bands), window.height, window.width), dtype=scene.dtype)
+        valid = np.zeros((window.height, window.width), dtype=bool)
+        row, column = max(window.row_off, 0), max(window.col_off, 0)
+        height = min(window.row_off + window.height, scene.height) - row
+        width = min(window.col_off + window.width, scene.width) - column
+        if height <= 0 or width <= 0:
+            return values, valid
+        inner = Window(column, row, width, height)
+        rows = slice(row - window.row_off, row - window.row_off + height)
+        columns = slice(column - window.col_off, column - window.col_off + width)
+        try:
+            values[:, rows, columns] = dataset.read(list(scene.bands), window=inner)
+            valid[rows, columns] = dataset.read_masks(scene.bands[0], window=inner) > 0 if scene.has_mask else True
+        except RasterioIOError as error:
+            raise InputError(f"scene {scene.path} cannot be read at {inner} ({str(error).splitlines()[0]}); the file may be truncated: copy it again") from error
+        valid &= ~missing(values, scene.nodata)
+        values[:, ~valid] = 0
+        return values, valid
+
+    def close(self) -> None:
+        """Closes the files."""
+        for dataset in self._datasets.values():
+            dataset.close()
+        self._datasets.clear()
+
+
+def missing(values: np.ndarray, nodata: float | None) -> np.ndarray:
+    """Where any band [num_bands, height, width] is NaN or equals nodata: [height, width] of bool."""
+    absent = np.isnan(values).any(axis=0) if values.dtype.kind == "f" else np.zeros(values.shape[1:], dtype=bool)
+    if nodata is not None and not np.isnan(nodata):
+        absent |= (values == np.asarray(nodata, dtype=values.dtype)).any(axis=0) if fits_type(nodata, values.dtype) else False
+    return absent
+
+
+def fits_type(value: float, dtype: np.dtype) -> bool:
+    """Whether an integer type can hold the value (a nodata of -9999 in a uint8 file marks nothing)."""
+    if dtype.kind == "f":
+        return True
+    limits = np.iinfo(dtype)
+    return float(value).is_integer() and limits.min <= value <= limits.max

@@ -1,0 +1,206 @@
+"""Areal units: tracts or any polygons, points, or the tiles of a regular grid; each has an id (``geocode``, text).
+
+Every stage that needs units reads them here, sorted by id, so that the order of rows in a file never matters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import geopandas as gpd
+import numpy as np
+import pandas as pd
+import shapely
+from pyproj import CRS
+from rasterio.windows import Window
+
+from imagery2flow.imagery.scene import Scene
+from imagery2flow.run.errors import CRSError, Faults, InputError, MissingInputError, TableError, shown
+from imagery2flow.run.stage import Ledger
+
+ID_COLUMNS = ("GEOID20", "GEOID", "geocode", "GEOID10")
+
+
+def read_units(path: str | Path, id_column: str | None, ledger: Ledger) -> gpd.GeoDataFrame:
+    """Reads areal units: index ``geocode`` (text, sorted), valid geometries, a CRS.
+
+    Args:
+        path: GeoPackage, Shapefile, GeoJSON or whatever OGR reads.
+        id_column: Column of the ids; default the first of GEOID20, GEOID, geocode, GEOID10 that is there.
+        ledger: Takes the units without geometry and the geometries that were mended.
+
+    Raises:
+        MissingInputError: The file is absent or unreadable.
+        CRSError: The file states no CRS.
+        TableError: The ids are absent, numbers, empty, repeated, or unfit as file names; all of it at once.
+    """
+    table = read_vector(Path(path))
+    ledger.reads(path)
+    if table.crs is None:
+        raise CRSError(f"units {path} state no CRS; write it into the file, for example with geopandas: units.set_crs(4326).to_file(...)")
+    column = find_id_column(table, id_column, path)
+    check_ids(table[column], f"units {path}, column {column}")
+    table = table.set_index(pd.Index(table[column].astype(str), name="geocode")).sort_index()
+    absent = table.geometry.isna() | table.geometry.is_empty
+    ledger.leave_out("without geometry in the units file", table.index[absent])
+    table = table[~absent].copy()
+    if table.empty:
+        raise TableError(f"units {path} hold no geometry; name a file with polygons or points")
+    broken = ~table.geometry.is_valid
+    if broken.any():
+        table.geometry = table.geometry.where(~broken, shapely.make_valid(table.geometry.values))
+        ledger.note(f"{broken.sum():,} invalid geometries were mended: {shown(table.index[broken])}")
+    return table
+
+
+def read_vector(path: Path) -> gpd.GeoDataFrame:
+    """Reads a vector file.
+
+    Raises:
+        MissingInputError: The file is absent or unreadable.
+        InputError: The file has no geometries.
+    """
+    if not path.exists():
+        raise MissingInputError(f"units {path} do not exist; check the path")
+    try:
+        table = gpd.read_file(path)
+    except Exception as error:  # pyogrio raises its own classes, and plain RuntimeError from GDAL
+        raise MissingInputError(f"units {path} cannot be read as a vector file ({str(error).splitlines()[0]}); name a GeoPackage, Shapefile or GeoJSON") from error
+    if not isinstance(table, gpd.GeoDataFrame):
+        raise InputError(f"units {path} hold a table without geometries; name a file with polygons or points")
+    return table
+
+
+def find_id_column(table: pd.DataFrame, id_column: str | None, path: str | Path) -> str:
+    """Name of the column of ids.
+
+    Raises:
+        TableError: It is not there.
+    """
+    columns = [str(column) for column in table.columns if column != "geometry"]
+    candidates = ID_COLUMNS if id_column is None else (id_column,)
+    for candidate in candidates:
+        if candidate in columns:
+            return candidate
+    raise TableError(f"units {path} have no id column {' or '.join(candidates)}; their columns are {', '.join(columns)}: name one with --id_column")
+
+
+def check_ids(ids: pd.Series, where: str) -> None:
+    """Refuses ids that cannot join tables or name files.
+
+    Raises:
+        TableError: All faults at once.
+    """
+    faults = Faults(where)
+    if pd.api.types.is_numeric_dtype(ids):
+        example = ids.dropna().iloc[0] if ids.notna().any() else "none"
+        faults.add(f"the ids are numbers ({example}), so that leading zeros are lost; store them as text, for example with .astype(str).str.zfill(11)")
+    texts = ids.dropna().astype(str)
+    if ids.isna().any() or (texts.str.strip() == "").any():
+        faults.add(f"{int(ids.isna().sum() + (texts.str.strip() == '').sum())} ids are empty; give every unit an id")
+    repeated = texts[texts.duplicated()].unique()
+    if len(repeated):
+        faults.add(f"{len(repeated)} ids occur more than once ({shown(sorted(repeated))}); dissolve or rename those units")
+    unfit = texts[texts.str.contains(r"[/\\\0]|^\.|^\s|\s$", regex=True)]
+    if len(unfit):
+        faults.add(f"{len(unfit)} ids cannot be part of a file name ({shown(unfit)}); use letters, digits, '-' and '.'")
+    faults.raise_if_any()
+
+
+def to_scene_crs(units: gpd.GeoDataFrame, scene: Scene, ledger: Ledger) -> gpd.GeoSeries:
+    """Geometries in the CRS of a scene; a reprojection is said in the ledger.
+
+    Raises:
+        CRSError: The scene has no CRS.
+    """
+    if scene.crs is None:
+        raise CRSError(f"scene {scene.path} states no CRS, so that units cannot be laid over it; assign one with: rio edit-info --crs EPSG:CODE {scene.path}")
+    crs = CRS.from_user_input(scene.crs.to_wkt())
+    if units.crs == crs:
+        return units.geometry
+    ledger.note(f"units reprojected from {crs_name(units.crs)} to {crs_name(crs)} for scene {scene.path.name}")
+    return units.geometry.to_crs(crs)
+
+
+def crs_name(crs: CRS) -> str:
+    """``EPSG:32618`` where the CRS has a code, else its name."""
+    code = crs.to_epsg()
+    return f"EPSG:{code}" if code else crs.name
+
+
+def zone_windows(geometries: gpd.GeoSeries, scene: Scene, context_m: float | None) -> np.ndarray:
+    """Pixel windows of units: the bounding box, widened by the margin.
+
+    Args:
+        geometries: Polygons in the scene's CRS.
+        scene: The scene.
+        context_m: Margin in metres, or None.
+
+    Returns:
+        Integers [num_units, 4]: column and row offset, width and height; they may reach beyond the scene.
+    """
+    left, bottom, right, top = geometries.bounds.to_numpy().T
+    corners_x = np.stack([left, left, right, right])  # [4, num_units]
+    corners_y = np.stack([bottom, top, bottom, top])
+    columns, rows = ~scene.transform * (corners_x, corners_y)
+    side_x_m, side_y_m = scene.pixel_sides_m()
+    margin_x, margin_y = (context_m or 0.0) / side_x_m, (context_m or 0.0) / side_y_m
+    # A bound that lies on a pixel's edge up to rounding must not add a row or column of pixels.
+    tolerance = 1e-6
+    first_column = np.floor(columns.min(axis=0) - margin_x + tolerance)
+    first_row = np.floor(rows.min(axis=0) - margin_y + tolerance)
+    last_column = np.ceil(columns.max(axis=0) + margin_x - tolerance)
+    last_row = np.ceil(rows.max(axis=0) + margin_y - tolerance)
+    width, height = np.maximum(last_column - first_column, 1), np.maximum(last_row - first_row, 1)
+    return np.stack([first_column, first_row, width, height], axis=1).astype(np.int64)
+
+
+def point_windows(points: gpd.GeoSeries, scene: Scene, size: int) -> np.ndarray:
+    """Squares of ``size`` pixels around points: integers [num_units, 4] as ``zone_windows`` returns them.
+
+    Raises:
+        InputError: A geometry is not a point.
+    """
+    if not (points.geom_type == "Point").all():
+        raise InputError(f"--mode points needs points but the units hold {', '.join(sorted(set(points.geom_type)))}; use --mode zones for polygons")
+    columns, rows = ~scene.transform * (points.x.to_numpy(), points.y.to_numpy())
+    # The point lies in the pixel right and below the square's centre, at the centre itself for a point on a pixel's corner.
+    first_column, first_row = np.floor(columns + 0.5) - size // 2, np.floor(rows + 0.5) - size // 2
+    side = np.full(len(points), size)
+    return np.stack([first_column, first_row, side, side], axis=1).astype(np.int64)
+
+
+def grid_tiles(scenes: Sequence[Scene], size: int, stride: int) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Tiles of whole scenes in row-major order; a tile that would reach beyond the scene is not made.
+
+    Returns:
+        Ids (``r<row>c<column>`` in steps of the grid, behind the scene's file name where there are several), the number of the scene of
+        each tile [num_tiles], and its window [num_tiles, 4].
+
+    Raises:
+        InputError: No tile fits, or two scenes share a file name.
+    """
+    names = [scene.path.stem for scene in scenes]
+    if len(set(names)) != len(names):
+        raise InputError(f"scenes share a file name ({shown(sorted({name for name in names if names.count(name) > 1}))}), which would give tiles one id; rename them")
+    ids: list[str] = []
+    owners: list[int] = []
+    windows: list[tuple[int, int, int, int]] = []
+    for number, scene in enumerate(scenes):
+        rows, columns = range(0, scene.height - size + 1, stride), range(0, scene.width - size + 1, stride)
+        prefix = f"{names[number]}-" if len(scenes) > 1 else ""
+        for row_number, row in enumerate(rows):
+            for column_number, column in enumerate(columns):
+                ids.append(f"{prefix}r{row_number:04d}c{column_number:04d}")
+                owners.append(number)
+                windows.append((column, row, size, size))
+    if not ids:
+        largest = max(min(scene.width, scene.height) for scene in scenes)
+        raise InputError(f"--size {size} is larger than every scene (the largest fits {largest} pixels); use a smaller --size")
+    return ids, np.array(owners), np.array(windows, dtype=np.int64)
+
+
+def as_window(row: np.ndarray) -> Window:
+    """A rasterio window from one row of ``zone_windows``."""
+    return Window(*(int(value) for value in row))

@@ -1,0 +1,94 @@
+"""From a stage's dataclass to its command line: flags with underscores, ``--config FILE.yaml``, unknown keys refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import typing
+from collections.abc import Sequence
+from typing import Any, NoReturn, TypeVar
+
+from docstring_parser import parse as parse_docstring
+from jsonargparse import ArgumentParser, Namespace
+
+from imagery2flow.run.errors import InputError
+
+Config = TypeVar("Config")
+
+
+class OneLineParser(ArgumentParser):
+    """Refuses bad flags with one sentence and status 2, without repeating the usage."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        sentence = " ".join(message.split())
+        print(f"{self.prog}: error: {sentence}; see {self.prog} --help", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def parse_config(stage: str, config_class: type[Config], argv: Sequence[str] | None = None) -> Config:
+    """Reads YAML and flags into the dataclass of a stage; flags override YAML, YAML overrides the defaults.
+
+    Args:
+        stage: Name of the script, for messages.
+        config_class: Dataclass of the stage's settings.
+        argv: Command line without the program's name; default ``sys.argv[1:]``.
+
+    Raises:
+        SystemExit: With status 0 after ``--help``, with status 2 after one sentence about what is wrong.
+    """
+    parser = build_parser(stage, config_class)
+    namespace = parser.parse_args(sys.argv[1:] if argv is None else list(argv))
+    try:
+        return to_dataclass(config_class, namespace)
+    except InputError as error:
+        parser.error(str(error))
+
+
+def build_parser(stage: str, config_class: type[Any]) -> OneLineParser:
+    """One flag per field of the dataclass; the help comes from the class's docstring."""
+    docstring = parse_docstring(config_class.__doc__ or "")
+    parser = OneLineParser(prog=stage, description=docstring.short_description)
+    parser.add_argument("--config", action="config", help="YAML file of settings; flags override it.")
+    add_fields(parser, config_class)
+    return parser
+
+
+def add_fields(parser: ArgumentParser, config_class: type[Any], prefix: str = "") -> None:
+    """Adds a flag for every field; a field that is a dataclass itself becomes a group ``--field.name``."""
+    types = typing.get_type_hints(config_class)
+    explained = {
+        parameter.arg_name: (parameter.description or "").replace("%", "%%")
+        for parent in reversed(config_class.__mro__)
+        for parameter in parse_docstring(parent.__doc__ or "").params
+    }
+    for item in dataclasses.fields(config_class):
+        kind, name = types[item.name], prefix + item.name
+        if dataclasses.is_dataclass(kind):
+            add_fields(parser, typing.cast("type[Any]", kind), prefix=name + ".")
+            continue
+        options: dict[str, Any] = {"type": kind, "help": explained[item.name]}
+        if item.default_factory is not dataclasses.MISSING:
+            options["default"] = item.default_factory()
+        elif item.default is not dataclasses.MISSING:
+            options["default"] = item.default
+        else:
+            options["required"] = True
+        if typing.get_origin(kind) is list:  # several values after one flag, as published: --schedule 90 110
+            options.update(type=typing.get_args(kind)[0], nargs="+" if "required" in options else "*")
+        if kind is bool:  # both --cos and --cos true
+            options.update(nargs="?", const=True)
+        parser.add_argument(f"--{name}", **options)
+
+
+def to_dataclass(config_class: type[Config], namespace: Namespace) -> Config:
+    """Builds the dataclass, and those nested in it, from parsed values.
+
+    Raises:
+        InputError: A value is out of range.
+    """
+    types = typing.get_type_hints(config_class)
+    values = {
+        item.name: to_dataclass(types[item.name], namespace[item.name]) if dataclasses.is_dataclass(types[item.name]) else namespace[item.name]
+        for item in dataclasses.fields(typing.cast("Any", config_class))
+    }
+    return config_class(**values)

@@ -1,0 +1,378 @@
+"""The settings of each stage: one frozen dataclass per stage, whose fields are the stage's flags and its YAML keys.
+
+``run.cli`` makes the flags and checks the types; ``__post_init__`` checks the values. The published flag names are kept; the published
+values are in ``configs/paper``. Nothing here imports a heavy library, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import PurePath
+from typing import Any, Literal
+
+from imagery2flow.run.errors import InputError
+
+
+def require(condition: bool, flag: str, value: Any, rule: str) -> None:
+    """Refuses a setting that is out of range.
+
+    Raises:
+        InputError: ``condition`` is false.
+    """
+    if not condition:
+        raise InputError(f"--{flag} {value} must be {rule}")
+
+
+def log_name(log: str) -> str:
+    """Name of a run from the published ``--log`` flag: ``log/M1_s2.log`` and ``M1_s2-log.txt`` both give ``M1_s2``."""
+    name = PurePath(log).name
+    for suffix in (".log", ".txt", "-log"):
+        name = name.removesuffix(suffix)
+    require(bool(name), "log", log, "a name")
+    return name
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreprocessingConfig:
+    """Stage 1: cut one image patch per areal unit out of one or several scenes.
+
+    Args:
+        input_tif_path: One or several scenes: GeoTIFF, VRT or whatever GDAL reads; any CRS, bands and type.
+        output_tif_dir: Folder under which <region>/<tag>_<year>/ is written.
+        region: Name of the city or area.
+        shp_path: Areal units (GeoPackage, Shapefile, GeoJSON) with an id column and a CRS; points for --mode points.
+        year: Year of the imagery, part of the file names.
+        tag: Sensor, part of the file names: s2, l8, l5.
+        id_column: Column of the unit ids; default GEOID20, GEOID or geocode, whichever is there.
+        mode: zones cuts along polygons, grid tiles the scene, points cuts a square around each point.
+        size: Side of a tile in pixels, for grid and points.
+        stride: Step between tiles in pixels, for grid; default the size.
+        all_touched: Keep every pixel that a unit's polygon touches instead of those whose centre it covers.
+        context_m: Margin in metres around the unit; given (0 included), the imagery around the unit is kept, not blackened.
+        min_valid: Smallest share of valid pixels that a patch must have, 0 to 1.
+        bands: Names (or 1-based numbers) of the bands to keep, in that order; default all.
+        band_names: Names for the bands of scenes that carry none.
+        nodata: Value that marks missing pixels in scenes that declare none.
+        workers: Processes that cut patches; 0 takes one per core.
+    """
+
+    input_tif_path: list[str]
+    output_tif_dir: str = "data"
+    region: str = "M1"
+    shp_path: str | None = None
+    year: int = 2020
+    tag: str = "l8"
+    id_column: str | None = None
+    mode: Literal["zones", "grid", "points"] = "zones"
+    size: int = 256
+    stride: int | None = None
+    all_touched: bool = False
+    context_m: float | None = None
+    min_valid: float = 0.0
+    bands: list[str] = field(default_factory=list)
+    band_names: list[str] = field(default_factory=list)
+    nodata: float | None = None
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        require(self.size > 0, "size", self.size, "a number of pixels above 0")
+        require(self.stride is None or self.stride > 0, "stride", self.stride, "a number of pixels above 0")
+        require(self.context_m is None or self.context_m >= 0, "context_m", self.context_m, "0 or more metres")
+        require(0 <= self.min_valid <= 1, "min_valid", self.min_valid, "between 0 and 1")
+        require(self.workers >= 0, "workers", self.workers, "0 (one per core) or more")
+        require(self.mode == "grid" or self.shp_path is not None, "shp_path", "(none)", f"given for --mode {self.mode}")
+        require(self.mode == "zones" or self.context_m is None, "context_m", self.context_m, "left out unless --mode zones")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewConfig:
+    """How two random views of a patch are drawn. Radiometric changes are weak by default: brightness tells a business district from a suburb.
+
+    Args:
+        crop_min_share: Smallest share of the patch's area that a crop covers; the largest is 1.
+        flip: Flip left-right with probability 1/2.
+        turn: Also flip top-bottom and transpose with probability 1/2 each: all eight orientations.
+        shift: Largest random offset per band, in standard deviations of the band.
+        gain: Largest random relative change of contrast per band, around the band's mean.
+        band_drop_probability: Probability that one band of a view is set to its mean.
+        blur_probability: Probability that a view is blurred (Gaussian, sigma .1 to 2 pixels of the view).
+        rgb_jitter: Strength s of the published RGB jitter: brightness, contrast, saturation s and hue s/4, in random order; 0 is off.
+        rgb_jitter_probability: Probability that a view is jittered.
+        grey_probability: Probability that an RGB view becomes grey.
+    """
+
+    crop_min_share: float = 0.2
+    flip: bool = True
+    turn: bool = True
+    shift: float = 0.1
+    gain: float = 0.1
+    band_drop_probability: float = 0.0
+    blur_probability: float = 0.0
+    rgb_jitter: float = 0.0
+    rgb_jitter_probability: float = 0.8
+    grey_probability: float = 0.0
+
+    def __post_init__(self) -> None:
+        require(0 < self.crop_min_share <= 1, "views.crop_min_share", self.crop_min_share, "above 0 and at most 1")
+        for name in ("band_drop_probability", "blur_probability", "rgb_jitter_probability", "grey_probability"):
+            require(0 <= getattr(self, name) <= 1, f"views.{name}", getattr(self, name), "between 0 and 1")
+        for name in ("shift", "gain", "rgb_jitter"):
+            require(0 <= getattr(self, name) <= 1, f"views.{name}", getattr(self, name), "between 0 and 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderConfig:
+    """Stage 2: train an image encoder on patches without labels (SimCLR).
+
+    Args:
+        data_path: Folder of patches that stage 1 wrote.
+        bands: Published count (3) or names (red nir) of the bands to use; default all.
+        lr: Learning rate of Adam.
+        batch_size: Images per step over all processes; the negatives of the loss. An epoch's last batches are evened out.
+        projection_dim: Length of the projected vector in the loss.
+        resnet: Backbone.
+        temperature: Temperature of the NT-Xent loss.
+        total_epoch: Passes over the patches.
+        model_path: Folder of checkpoints; <log>_img_<total_epoch>.pth is written there after every epoch.
+        schedule: Epochs at which the learning rate drops to a tenth.
+        cos: Cosine decay of the learning rate instead of the schedule.
+        log: Name of the run.
+        weight_decay: Weight decay of the optimiser.
+        view_size: Side of a view in pixels; 0 takes 64 for patches of up to 128 pixels, else 224.
+        views: How random views are drawn.
+        resume: Continue from the run's checkpoint if there is one.
+        device: auto, cpu, cuda, cuda:N or mps.
+        precision: bf16 where the device has it (auto), or one of the two.
+        seed: Seed of everything random.
+    """
+
+    data_path: str
+    bands: list[str] = field(default_factory=list)
+    lr: float = 1e-3
+    batch_size: int = 128
+    projection_dim: int = 128
+    resnet: Literal["resnet18", "resnet50", "vit_l_16"] = "resnet18"
+    temperature: float = 0.5
+    total_epoch: int = 120
+    model_path: str = "ckpt"
+    schedule: list[int] = field(default_factory=lambda: [90, 110])
+    cos: bool = False
+    log: str = "default"
+    weight_decay: float = 0.0
+    view_size: int = 0
+    views: ViewConfig = field(default_factory=ViewConfig)
+    resume: bool = False
+    device: str = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    seed: int = 42
+
+    def __post_init__(self) -> None:
+        require(self.lr > 0, "lr", self.lr, "above 0")
+        require(self.batch_size >= 2, "batch_size", self.batch_size, "2 or more: a view needs another image as its negative")
+        require(self.projection_dim > 0, "projection_dim", self.projection_dim, "above 0")
+        require(self.temperature > 0, "temperature", self.temperature, "above 0")
+        require(self.total_epoch > 0, "total_epoch", self.total_epoch, "above 0")
+        require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "0 or more")
+        require(self.view_size == 0 or self.view_size >= 16, "view_size", self.view_size, "16 or more, or 0 to choose by the patches")
+        fits = self.resnet != "vit_l_16" or self.view_size % 16 == 0
+        require(fits, "view_size", self.view_size, "a multiple of 16, the ViT's token size")
+
+    @property
+    def checkpoint(self) -> str:
+        """Path of the run's checkpoint, by the published naming."""
+        return f"{self.model_path}/{log_name(self.log)}_img_{self.total_epoch}.pth"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddingConfig:
+    """Stage 3: one vector per patch with a trained encoder.
+
+    Args:
+        data_path: Folder of patches that stage 1 wrote.
+        output_path: Table to write: geocode, 0..D-1; CSV or Parquet by its suffix.
+        ckpt: Checkpoint that stage 2 wrote: a path, or a file name in --model_path; default the run named by --log.
+        model_path: Folder of checkpoints.
+        log: Name of the run.
+        normalisation: Statistics that scale the bands: the encoder's (checkpoint), or these patches' own (patches) for imagery whose numbers are on another scale.
+        band_statistics: Append each band's mean and standard deviation, scaled alike, as the last columns.
+        batch_size: Patches per forward pass.
+        device: auto, cpu, cuda, cuda:N or mps.
+        precision: bf16 where the device has it (auto), or one of the two.
+    """
+
+    data_path: str
+    output_path: str
+    ckpt: str | None = None
+    model_path: str = "ckpt"
+    log: str = "default"
+    normalisation: Literal["checkpoint", "patches"] = "checkpoint"
+    band_statistics: bool = True
+    batch_size: int = 256
+    device: str = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "fp32"
+
+    def __post_init__(self) -> None:
+        require(self.batch_size > 0, "batch_size", self.batch_size, "above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TreesConfig:
+    """The LightGBM decoder.
+
+    Args:
+        num_trees: Most trees; fewer where the validation score stops improving.
+        max_depth: Deepest tree; -1 for no limit.
+        num_leaves: Most leaves per tree.
+        learning_rate: Shrinkage per tree.
+        min_leaf_pairs: Fewest pairs in a leaf.
+        objective: poisson fits expected counts, l2 is the published squared error on raw counts.
+        early_stopping: Stop after this many trees without a better validation score; 0 is the published fixed number of trees.
+    """
+
+    num_trees: int = 500
+    max_depth: int = -1
+    num_leaves: int = 31
+    learning_rate: float = 0.05
+    min_leaf_pairs: int = 20
+    objective: Literal["poisson", "l2"] = "poisson"
+    early_stopping: int = 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegionConfig:
+    """What stages 4 and 5 read of a region. A path that is not given is looked for in <data_root>/<region>/.
+
+    Args:
+        node_feats_path: Embeddings table: geocode, 0..D-1.
+        region: Name of the region.
+        log: Name of the OD model; its folder is <output_dir>/<log>.
+        year: Year of the flows; flows_<year>.csv is preferred to flows.csv.
+        data_root: Folder of the regions.
+        units_path: Areal units; default <data_root>/<region>/units.gpkg.
+        id_column: Column of the unit ids; default GEOID20, GEOID or geocode, whichever is there.
+        flows_path: Flows: h_geocode, w_geocode, count.
+        distance_path: Distances in metres between units: square (first column and header are ids) or h_geocode, w_geocode, distance_m; default great circle.
+        drop_unknown_units: Leave out flows that name units which are not in the units file, instead of refusing them.
+        output_dir: Folder of the OD models.
+        device: auto, cpu, cuda, cuda:N or mps.
+    """
+
+    node_feats_path: str
+    region: str
+    log: str = "default"
+    year: int = 2020
+    data_root: str = "data"
+    units_path: str | None = None
+    id_column: str | None = None
+    flows_path: str | None = None
+    distance_path: str | None = None
+    drop_unknown_units: bool = False
+    output_dir: str = "outputs"
+    device: str = "auto"
+
+    @property
+    def model_dir(self) -> str:
+        """Folder of the OD model."""
+        return f"{self.output_dir}/{log_name(self.log)}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowTrainingConfig(RegionConfig):
+    """Stage 4: train the flow model of one region: graph attention network, bilinear decoder and LightGBM decoder.
+
+    Args:
+        max_epochs: Most passes over the training pairs.
+        lr: Learning rate of Adam for the graph network and the bilinear decoder.
+        sigma_lr: Learning rate of the noise scale of the balanced loss.
+        embedding_size: Width of the graph network.
+        num_hidden_layers: Hidden layers; the network has one more.
+        batch_size: Pairs per step; every step sees the whole graph.
+        warmup_epochs: Epochs over which the learning rate rises from a tenth.
+        decay_epochs: Epochs after which the learning rate drops to a tenth, again and again; 0 is never.
+        grad_norm: Largest norm of the gradient.
+        evaluate_every: Epochs between two looks at the validation pairs.
+        patience: Stop after this many epochs without a better validation score.
+        select_by: Validation score that chooses the epoch.
+        universe: Pairs to train on: gt10 (flows above 10, as published) or positive (all observed flows).
+        area_feature: Add the logarithm of each unit's area to its features.
+        pair_distance: Give the bilinear decoder a term for the pair's distance; the published one has none.
+        population_path: Table with the population per geocode, for the stratified split.
+        population_column: Column of the population.
+        split_path: Table geocode, split (train, valid, test) to use instead of a new split.
+        trees: The LightGBM decoder.
+        seed: Seed of everything random.
+    """
+
+    max_epochs: int = 200
+    lr: float = 1e-3
+    sigma_lr: float = 1e-2
+    embedding_size: int = 128
+    num_hidden_layers: int = 2
+    batch_size: int = 4096
+    warmup_epochs: int = 5
+    decay_epochs: int = 0
+    grad_norm: float = 1.0
+    evaluate_every: int = 1
+    patience: int = 30
+    select_by: Literal["rmse", "mae", "cpc"] = "cpc"
+    universe: Literal["gt10", "positive"] = "gt10"
+    area_feature: bool = True
+    pair_distance: bool = True
+    population_path: str | None = None
+    population_column: str = "population"
+    split_path: str | None = None
+    trees: TreesConfig = field(default_factory=TreesConfig)
+    seed: int = 42
+
+    def __post_init__(self) -> None:
+        for name in ("max_epochs", "lr", "sigma_lr", "embedding_size", "batch_size", "grad_norm", "evaluate_every", "patience"):
+            require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
+        for name in ("num_hidden_layers", "warmup_epochs", "decay_epochs"):
+            require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowTestConfig(RegionConfig):
+    """Stage 5: predict the flows of another region with a trained flow model; scores where flows are known.
+
+    Args:
+        all_pairs: Predict every pair of units, not only those with an observed flow; always so without flows.
+        table_format: Format of the prediction tables.
+        embedding_size: Width of the graph network; checked against the model if given.
+        num_hidden_layers: Hidden layers; checked against the model if given.
+        max_epochs: Accepted because the published command names it; testing trains nothing.
+        lr: Accepted because the published command names it; testing trains nothing.
+    """
+
+    all_pairs: bool = False
+    table_format: Literal["csv", "parquet"] = "csv"
+    embedding_size: int | None = None
+    num_hidden_layers: int | None = None
+    max_epochs: int | None = None
+    lr: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SyntheticConfig:
+    """Generate a metro whose imagery shows land use and whose flows follow a known law of it.
+
+    Args:
+        output_dir: Folder under which <region>/ is written: scene.tif, units.gpkg, flows.csv, population.csv, law.csv.
+        region: Name of the metro.
+        num_units: Number of tracts.
+        seed: Seed of everything random.
+        utm_zone: UTM zone (north) of the metro's CRS.
+        size_px: Side of the scene in pixels of 30 m.
+    """
+
+    output_dir: str = "data"
+    region: str = "metro"
+    num_units: int = 240
+    seed: int = 1
+    utm_zone: int = 18
+    size_px: int = 640
+
+    def __post_init__(self) -> None:
+        require(self.num_units >= 10, "num_units", self.num_units, "10 or more")
+        require(1 <= self.utm_zone <= 60, "utm_zone", self.utm_zone, "1 to 60")
+        require(self.size_px**2 >= 200 * self.num_units, "size_px", self.size_px, "large enough for 200 pixels per unit")

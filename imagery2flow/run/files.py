@@ -1,0 +1,148 @@
+"""The one place that writes files: under a temporary name, then renamed, so that a reader never sees half a file."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from imagery2flow.run.errors import InputError, MissingInputError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+HASH_BLOCK_BYTES = 1 << 20
+TABLE_SUFFIXES = (".csv", ".csv.gz", ".parquet")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yields a temporary path beside ``path``; on success it is renamed to ``path``, on failure removed."""
+    # The suffix stays last because writers choose their format by it.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{path.suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes JSON with sorted keys, so that equal content gives equal bytes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def save_tensors(path: Path, content: dict[str, Any]) -> None:
+    """Saves tensors and plain values with ``torch.save``.
+
+    The archive is built in memory first: torch writes the file's name into it, and a temporary name would differ between runs.
+    """
+    import torch
+
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
+
+
+def load_tensors(path: Path, what: str) -> dict[str, Any]:
+    """Loads what ``save_tensors`` wrote, onto the CPU, without running any code that the file may hold.
+
+    Raises:
+        MissingInputError: There is no such file.
+        InputError: The file is not a plain dictionary of tensors and values.
+    """
+    import pickle
+
+    import torch
+
+    existing_file(path, what)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{what} {path} cannot be read as a file of weights ({first_line}); name one that this project wrote") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{what} {path} holds a {type(content).__name__} instead of named tensors; name a file that this project wrote")
+    return content
+
+
+def existing_file(path: str | Path, what: str) -> Path:
+    """Returns the path of a file that exists.
+
+    Raises:
+        MissingInputError: There is no such file; the message names the nearest parent that exists.
+    """
+    path = Path(path)
+    if path.is_file():
+        return path
+    parent = next((folder for folder in path.absolute().parents if folder.is_dir()), Path("/"))
+    kind = "is a folder, not a file" if path.is_dir() else f"does not exist (the deepest folder that does: {parent})"
+    raise MissingInputError(f"{what} {path} {kind}; check the path")
+
+
+def read_table(path: str | Path, what: str, text_columns: Iterable[str]) -> pd.DataFrame:
+    """Reads a CSV or Parquet table; the columns of ids are read as text, so that leading zeros survive.
+
+    Raises:
+        MissingInputError: There is no such file.
+        InputError: The suffix is unknown, or the file cannot be parsed.
+    """
+    import pandas as pd
+
+    path = existing_file(path, what)
+    if not path.name.endswith(TABLE_SUFFIXES):
+        raise InputError(f"{what} {path} has an unknown suffix; name a file that ends in {', '.join(TABLE_SUFFIXES)}")
+    try:
+        if path.name.endswith(".parquet"):
+            return pd.read_parquet(path)
+        return pd.read_csv(path, dtype=dict.fromkeys(text_columns, "str"), low_memory=False)
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, OSError, ValueError) as error:
+        raise InputError(f"{what} {path} cannot be parsed as a table ({str(error).splitlines()[0]}); check that it is a CSV or Parquet file") from error
+
+
+def check_table_suffix(path: str | Path, flag: str) -> None:
+    """Refuses an output table whose suffix says neither CSV nor Parquet.
+
+    Raises:
+        InputError: The suffix is unknown.
+    """
+    if not str(path).endswith(TABLE_SUFFIXES):
+        raise InputError(f"{flag} {path} must end in {', '.join(TABLE_SUFFIXES)}")
+
+
+def write_table(path: Path, table: pd.DataFrame, index: bool = False) -> None:
+    """Writes a table as CSV or Parquet, by the suffix of ``path``."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        if path.name.endswith(".parquet"):
+            table.to_parquet(temporary, index=index)
+        else:
+            table.to_csv(temporary, index=index)
+
+
+def save_figure(path: Path, figure: Figure) -> None:
+    """Writes a figure as PNG, PDF or SVG, by the suffix of ``path``; without the date, so that equal figures give equal bytes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    dateless = {".png": {"Software": None}, ".pdf": {"CreationDate": None}, ".svg": {"Date": None}}[path.suffix]
+    with replacing(path) as temporary:
+        figure.savefig(temporary, metadata=dateless)
+
+
+def sha256(path: Path) -> str:
+    """Hash of a file's content, read in blocks."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(HASH_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,151 @@
+"""What surrounds the work of a stage: its ledger, its provenance file, its exit status and its answer to SIGTERM.
+
+A stage's work is a function ``work(config, ledger) -> path of run.json``. ``run_stage`` calls it, turns an ``InputError`` into one
+sentence and status 2, and writes ``run.json`` with the resolved configuration, the versions, the hashes of the inputs, the wall time,
+the peak memory and the ledger.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import platform
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from imagery2flow.run.errors import InputError, shown
+from imagery2flow.run.files import sha256, write_json
+
+STATUS_INPUT_ERROR = 2
+STATUS_TERMINATED = 128 + signal.SIGTERM
+VERSIONS_OF = ("imagery2flow", "torch", "torchvision", "torch-geometric", "numpy", "pandas", "geopandas", "rasterio", "lightgbm")
+
+Config = TypeVar("Config")
+
+
+class Terminated(Exception):
+    """SIGTERM arrived; what was to be saved has been saved."""
+
+
+class Ledger:
+    """What came into a stage, what went out, what was left out and why. Nothing is dropped without a line here."""
+
+    def __init__(self, stage: str, quiet: bool = False) -> None:
+        self.stage = stage
+        self.quiet = quiet
+        self.notes: list[str] = []
+        self.came_in: dict[str, int] = {}
+        self.went_out: dict[str, int] = {}
+        self.left_out: dict[str, list[str]] = {}
+        self.inputs: list[Path] = []
+
+    def note(self, sentence: str) -> None:
+        """Says a sentence at once and keeps it for ``run.json``."""
+        self.notes.append(sentence)
+        self.say(sentence)
+
+    def say(self, sentence: str) -> None:
+        """Prints a sentence to standard error without keeping it: progress, not provenance."""
+        if not self.quiet:
+            print(f"[{self.stage}] {sentence}", file=sys.stderr, flush=True)
+
+    def leave_out(self, reason: str, ids: Iterable[object]) -> None:
+        """Notes ids that do not go on, and why; an empty collection notes nothing."""
+        ids = [str(value) for value in ids]
+        if ids:
+            self.left_out.setdefault(reason, []).extend(ids)
+
+    def reads(self, path: str | Path) -> None:
+        """Notes an input file, whose hash goes into ``run.json``."""
+        self.inputs.append(Path(path))
+
+    def summary(self) -> str:
+        """One line: what came in, went out, was left out."""
+        came_in = ", ".join(f"{count:,} {what}" for what, count in self.came_in.items())
+        went_out = ", ".join(f"{count:,} {what}" for what, count in self.went_out.items())
+        left_out = "; ".join(f"{len(ids):,} {reason} ({shown(ids)})" for reason, ids in self.left_out.items())
+        return f"in: {came_in or 'nothing'}; out: {went_out or 'nothing'}; left out: {left_out or 'nothing'}"
+
+
+def run_stage(stage: str, config: Config, work: Callable[[Config, Ledger], Path]) -> int:
+    """Runs the work of a stage and returns the exit status: 0 done, 2 input error, 143 stopped by SIGTERM after saving."""
+    ledger = Ledger(stage, quiet=not is_first_process())
+    started = time.perf_counter()
+    try:
+        run_file = work(config, ledger)
+    except InputError as error:
+        print(f"{stage}: error: {error}", file=sys.stderr)
+        return STATUS_INPUT_ERROR
+    except Terminated as stopped:
+        ledger.say(f"stopped by SIGTERM: {stopped}")
+        return STATUS_TERMINATED
+    if is_first_process():
+        write_json(run_file, provenance(config, ledger, time.perf_counter() - started))
+    ledger.say(ledger.summary())
+    ledger.say(f"settings, versions and input hashes: {run_file}")
+    return 0
+
+
+def is_first_process() -> bool:
+    """Whether this process writes the files: rank 0 under torchrun, always true without it."""
+    import os
+
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def provenance(config: Any, ledger: Ledger, wall_time_s: float) -> dict[str, Any]:
+    """What is needed to repeat a run and to judge its cost."""
+    return {
+        "stage": ledger.stage,
+        "command": sys.argv,
+        "config": dataclasses.asdict(config),
+        "commit": source_commit(),
+        "python": platform.python_version(),
+        "versions": {name: version for name in VERSIONS_OF if (version := installed_version(name))},
+        "inputs_sha256": {str(path): sha256(path) for path in ledger.inputs if path.is_file()},
+        "ledger": {"in": ledger.came_in, "out": ledger.went_out, "left_out": ledger.left_out, "notes": ledger.notes},
+        "wall_time_s": round(wall_time_s, 3),
+        # Linux reports kilobytes, macOS bytes.
+        "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform != "darwin" else 1024**2), 1),
+    }
+
+
+def installed_version(name: str) -> str | None:
+    """Version of an installed package, or None."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def source_commit() -> str | None:
+    """Commit of the source tree that runs, or None outside a checkout."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    answer = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return answer.stdout.strip() or None
+
+
+class TerminationFlag:
+    """Turns SIGTERM into a flag that a training loop reads between steps, so that it can save before it ends."""
+
+    def __init__(self) -> None:
+        self.raised = False
+        self._before: Any = None
+
+    def __enter__(self) -> TerminationFlag:
+        self._before = signal.signal(signal.SIGTERM, self._raise)
+        return self
+
+    def _raise(self, number: int, frame: object) -> None:
+        self.raised = True
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGTERM, self._before)

@@ -1,0 +1,1 @@
+"""Where scenes, units and flows come from."""

@@ -1,0 +1,46 @@
+#!/usr/bin/env python
+"""Stage 2: train an image encoder on the patches of one region, without labels (SimCLR).
+
+    python train_img_encoder.py --data_path data/M1/l8_2020 --total_epoch 120 --model_path ckpt --log M1_l8
+    python train_img_encoder.py --config configs/paper/train_img_encoder.yaml --data_path data/M1/l8_2020 --log M1_l8
+    torchrun --nproc_per_node 4 train_img_encoder.py --data_path data/M1/l8_2020 --log M1_l8          # several GPUs
+    python train_img_encoder.py --data_path data/M1/l8_2020 --log M1_l8 --resume                      # after a stop
+
+If GPU memory runs out, lower --batch_size (it is also the number of negatives) or --view_size.
+
+Reads   the patches and manifest.csv of stage 1.
+Writes  <model_path>/<log>_img_<total_epoch>.pth, and beside it _metrics.csv, _loss.png, _run.json.
+Next    get_img_embedding.py
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from imagery2flow.run.cli import parse_config
+from imagery2flow.run.config import EncoderConfig
+from imagery2flow.run.stage import Ledger, is_first_process, run_stage
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parses the flags, runs the stage, returns the exit status."""
+    return run_stage("train_img_encoder", parse_config("train_img_encoder.py", EncoderConfig, argv), work)
+
+
+def work(config: EncoderConfig, ledger: Ledger) -> Path:
+    """Trains, then draws the loss."""
+    import pandas as pd  # after parsing: --help answers at once
+
+    from imagery2flow.encoder.training import metrics_path, train_encoder
+    from imagery2flow.figures.results import loss_curve
+    from imagery2flow.run.files import save_figure
+
+    run_file = train_encoder(config, ledger)
+    if is_first_process():
+        metrics = metrics_path(config)
+        save_figure(metrics.with_name(metrics.name.replace("_metrics.csv", "_loss.png")), loss_curve(pd.read_csv(metrics)))
+    return run_file
+
+
+if __name__ == "__main__":
+    sys.exit(main())
