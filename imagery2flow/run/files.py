@@ -131,6 +131,40 @@ def write_table(path: Path, table: pd.DataFrame, index: bool = False) -> None:
             table.to_csv(temporary, index=index)
 
 
+class TableWriter:
+    """Writes a table in blocks of rows, as CSV or Parquet by the suffix of ``path``; renamed into place when it is complete."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._replacing = replacing(path)
+        self._is_parquet = path.suffix == ".parquet"
+        self._parquet: Any = None
+        self._is_empty = True
+
+    def __enter__(self) -> TableWriter:
+        self._temporary = self._replacing.__enter__()
+        return self
+
+    def write(self, block: pd.DataFrame) -> None:
+        """Appends rows; every block has the columns of the first."""
+        if not self._is_parquet:
+            block.to_csv(self._temporary, mode="w" if self._is_empty else "a", header=self._is_empty, index=False)
+        else:
+            import pyarrow
+            import pyarrow.parquet
+
+            table = pyarrow.Table.from_pandas(block, preserve_index=False)
+            if self._parquet is None:
+                self._parquet = pyarrow.parquet.ParquetWriter(self._temporary, table.schema)
+            self._parquet.write_table(table.cast(self._parquet.schema))
+        self._is_empty = False
+
+    def __exit__(self, *error: Any) -> bool | None:
+        if self._parquet is not None:
+            self._parquet.close()
+        return self._replacing.__exit__(*error)
+
+
 def save_figure(path: Path, figure: Figure) -> None:
     """Writes a figure as PNG, PDF or SVG, by the suffix of ``path``; without the date, so that equal figures give equal bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,153 @@
+"""The region as a graph: units are nodes, units that touch are joined, distance in metres is the feature of an edge (paper, Methods).
+
+A unit that touches no other (an island) is joined to its nearest unit, and named in the ledger: without a neighbour the network would not
+see its surroundings. Distances are great-circle distances between centroids unless a table of distances is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import geopandas as gpd
+import numpy as np
+import pandas as pd
+import shapely
+
+from imagery2flow.run.errors import InputError, TableError, shown
+from imagery2flow.run.files import read_table
+from imagery2flow.run.stage import Ledger
+
+EARTH_RADIUS_M = 6_371_009.0  # mean radius, IUGG
+TOUCHING_M = 1.0  # borders that digitising left this far apart still touch
+SQUARE_METRES_PER_KM2 = 1e6
+
+
+@dataclass(frozen=True)
+class RegionGraph:
+    """Units of a region and who is next to whom.
+
+    Attributes:
+        geocodes: Ids, sorted.
+        longitude: Of the centroid, degrees WGS 84 [num_units].
+        latitude: Of the centroid [num_units].
+        area_km2: [num_units].
+        edge: Positions of neighbour and unit [2, num_edges]; each pair in both directions, sorted.
+        table_m: Distances in metres from the user's table [num_units, num_units], NaN where it has none; None without a table.
+    """
+
+    geocodes: tuple[str, ...]
+    longitude: np.ndarray
+    latitude: np.ndarray
+    area_km2: np.ndarray
+    edge: np.ndarray
+    table_m: np.ndarray | None = None
+
+    def distance_m(self, origin: np.ndarray, destination: np.ndarray) -> np.ndarray:
+        """Distance of pairs of units in metres: from the table where it has one, else great circle; 0 within a unit. [num_pairs]"""
+        distance = great_circle_m(self.longitude[origin], self.latitude[origin], self.longitude[destination], self.latitude[destination])
+        if self.table_m is not None:
+            given = self.table_m[origin, destination]
+            distance = np.where(np.isnan(given), distance, given)
+        return np.where(origin == destination, 0.0, distance)
+
+    def edge_distance_m(self) -> np.ndarray:
+        """Length of every edge: [num_edges]."""
+        return self.distance_m(self.edge[0], self.edge[1])
+
+
+def great_circle_m(longitude_a: np.ndarray, latitude_a: np.ndarray, longitude_b: np.ndarray, latitude_b: np.ndarray) -> np.ndarray:
+    """Haversine distance in metres of points in degrees."""
+    lambda_a, phi_a, lambda_b, phi_b = (np.radians(angle) for angle in (longitude_a, latitude_a, longitude_b, latitude_b))
+    haversine = np.sin((phi_b - phi_a) / 2) ** 2 + np.cos(phi_a) * np.cos(phi_b) * np.sin((lambda_b - lambda_a) / 2) ** 2
+    return 2 * EARTH_RADIUS_M * np.arcsin(np.sqrt(np.clip(haversine, 0.0, 1.0)))
+
+
+def build_graph(units: gpd.GeoDataFrame, distance_path: str | None, ledger: Ledger) -> RegionGraph:
+    """Makes the graph of a region.
+
+    Args:
+        units: Index ``geocode`` (sorted), polygons, any CRS.
+        distance_path: Table of distances in metres, or None.
+        ledger: Takes islands and distances that the table lacks.
+
+    Raises:
+        InputError: The units are not polygons.
+        TableError: The table of distances has faults.
+    """
+    if not units.geom_type.isin(("Polygon", "MultiPolygon")).all():
+        raise InputError(f"the graph needs polygons but the units hold {', '.join(sorted(set(units.geom_type)))}; give the tracts themselves")
+    metric = units.to_crs(units.estimate_utm_crs())
+    centroids = metric.centroid.to_crs(4326)
+    geocodes = tuple(units.index)
+    table_m = None if distance_path is None else read_distances(distance_path, geocodes, ledger)
+    graph = RegionGraph(
+        geocodes=geocodes,
+        longitude=centroids.x.to_numpy(),
+        latitude=centroids.y.to_numpy(),
+        area_km2=metric.area.to_numpy() / SQUARE_METRES_PER_KM2,
+        edge=contiguity(metric.geometry, ledger),
+        table_m=table_m,
+    )
+    if table_m is not None:
+        lacking = np.isnan(table_m[graph.edge[0], graph.edge[1]]).sum()
+        ledger.note(f"{lacking:,} of {graph.edge.shape[1]:,} edges are not in {distance_path} and take the great-circle distance")
+    return graph
+
+
+def contiguity(polygons: gpd.GeoSeries, ledger: Ledger) -> np.ndarray:
+    """Pairs of polygons in metres that touch, both directions, islands joined to the nearest: [2, num_edges]."""
+    shapes = polygons.to_numpy()
+    tree = shapely.STRtree(shapes)
+    left, right = tree.query(shapes, predicate="dwithin", distance=TOUCHING_M)
+    edges = np.stack([left, right])[:, left != right]
+    islands = np.setdiff1d(np.arange(len(shapes)), edges[0])
+    if len(islands) and len(shapes) > 1:
+        # The neighbour that is not the island itself; exclusive leaves out equal geometries, so compare positions instead.
+        nearest = [nearest_other(tree, shapes, island) for island in islands]
+        joined = np.array([islands, nearest])
+        edges = np.concatenate([edges, joined, joined[::-1]], axis=1)
+        names = [f"{polygons.index[island]} to {polygons.index[other]}" for island, other in zip(islands, nearest, strict=True)]
+        ledger.note(f"{len(islands)} units touch no other and are joined to their nearest: {shown(names)}")
+    unique = np.unique(edges, axis=1)
+    return unique.astype(np.int64)
+
+
+def nearest_other(tree: shapely.STRtree, shapes: np.ndarray, position: int) -> int:
+    """Position of the polygon nearest to another; the first of equals."""
+    distance = shapely.distance(shapes[position], shapes)
+    distance[position] = np.inf
+    return int(np.argmin(distance))
+
+
+def read_distances(path: str | Path, geocodes: Sequence[str], ledger: Ledger) -> np.ndarray:
+    """Reads a square matrix (ids in the first column and the header) or a long table (h_geocode, w_geocode, distance_m).
+
+    Returns:
+        Metres [num_units, num_units]; NaN for what is not in the table. Off the diagonal 0 means unknown, as published.
+
+    Raises:
+        TableError: Ids are unknown or repeated, or distances are negative.
+    """
+    table = read_table(path, "distances", ("h_geocode", "w_geocode", "Unnamed: 0", "geocode"))
+    ledger.reads(path)
+    if not {"h_geocode", "w_geocode", "distance_m"} <= set(table.columns):
+        square = table.set_index(table.columns[0])
+        square.index = square.index.astype(str)
+        table = square.rename_axis("h_geocode").melt(ignore_index=False, var_name="w_geocode", value_name="distance_m").reset_index()
+    table = table.dropna(subset=["distance_m"])
+    table = table[(table.distance_m != 0) | (table.h_geocode == table.w_geocode)]
+    index = pd.Index(geocodes)
+    origin, destination = index.get_indexer(table.h_geocode.astype(str)), index.get_indexer(table.w_geocode.astype(str))
+    inside = (origin >= 0) & (destination >= 0)
+    if not inside.any():
+        raise TableError(f"distances {path} name none of the {len(index):,} units ({shown(table.h_geocode)} there, {shown(index)} in the units); check that ids are text of equal length")
+    ledger.leave_out("distances of units that are not in the region", sorted(set(table.h_geocode[origin < 0].astype(str))))
+    if (table.distance_m < 0).any():
+        raise TableError(f"distances {path} hold {(table.distance_m < 0).sum():,} negative values; give metres, 0 or more")
+    if table[["h_geocode", "w_geocode"]].duplicated().any():
+        raise TableError(f"distances {path} hold pairs more than once; keep one row each")
+    matrix = np.full((len(index), len(index)), np.nan)
+    matrix[origin[inside], destination[inside]] = table.distance_m.to_numpy(np.float64)[inside]
+    return matrix
