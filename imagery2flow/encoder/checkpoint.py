@@ -40,7 +40,9 @@ class EncoderRecord:
     total_epoch: int
 
 
-def save_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, config: Any, content: dict[str, Any], normalisation: Normalisation) -> None:
+def save_checkpoint(
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, config: Any, content: dict[str, Any], normalisation: Normalisation
+) -> None:
     """Writes a checkpoint.
 
     Args:
@@ -69,7 +71,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """
     content = load_tensors(path, "encoder checkpoint")
     if content.get("format") != FORMAT:
-        raise InputError(f"encoder checkpoint {path} is not one that train_img_encoder.py wrote (its format is {content.get('format')}, not {FORMAT}); name another with --ckpt")
+        raise InputError(
+            f"encoder checkpoint {path} is not one that train_img_encoder.py wrote (its format is {content.get('format')}, not {FORMAT}); name another with --ckpt"
+        )
     return content
 
 
@@ -83,10 +87,14 @@ def find_checkpoint(ckpt: str | None, model_path: str, name: str) -> Path:
         for candidate in (Path(ckpt), Path(model_path) / ckpt):
             if candidate.is_file():
                 return candidate
-        raise MissingInputError(f"encoder checkpoint {ckpt} is neither here nor in --model_path {model_path}; name the file that train_img_encoder.py wrote")
+        raise MissingInputError(
+            f"encoder checkpoint {ckpt} is neither here nor in --model_path {model_path}; name the file that train_img_encoder.py wrote"
+        )
     found = sorted(Path(model_path).glob(f"{name}_img_*.pth"), key=lambda path: path.stat().st_mtime)
     if not found:
-        raise MissingInputError(f"--model_path {model_path} has no encoder {name}_img_*.pth; train it with train_img_encoder.py --log {name}, or name it with --ckpt")
+        raise MissingInputError(
+            f"--model_path {model_path} has no encoder {name}_img_*.pth; train it with train_img_encoder.py --log {name}, or name it with --ckpt"
+        )
     return found[-1]
 
 
@@ -102,7 +110,9 @@ def load_encoder(path: Path) -> tuple[nn.Module, EncoderRecord]:
     normalisation, config = Normalisation(**stored), content["config"]
     record = EncoderRecord(config["resnet"], content["view_size"], normalisation, content["epoch"], config["total_epoch"])
     backbone, _ = build_backbone(record.resnet, len(normalisation.band_names), record.view_size, seed=0)
-    backbone.load_state_dict({name.removeprefix("backbone."): tensor for name, tensor in content["model"].items() if name.startswith("backbone.")})
+    backbone.load_state_dict(
+        {name.removeprefix("backbone."): tensor for name, tensor in content["model"].items() if name.startswith("backbone.")}
+    )
     return backbone.eval(), record
 
 

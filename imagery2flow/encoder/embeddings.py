@@ -49,7 +49,9 @@ def make_embeddings(config: EmbeddingConfig, ledger: Ledger) -> Path:
         vectors = embed(encoder.to(fabric.device), pyramid, record.view_size, config.batch_size)
     if config.band_statistics:
         vectors = np.concatenate([vectors, unit_statistics(patches, normalisation).astype(np.float32)], axis=1)
-        ledger.note(f"the last {2 * len(normalisation.band_names)} of {vectors.shape[1]} columns are the bands' means and deviations per unit")
+        ledger.note(
+            f"the last {2 * len(normalisation.band_names)} of {vectors.shape[1]} columns are the bands' means and deviations per unit"
+        )
     write_table(Path(config.output_path), as_table(vectors, patches), index=True)
     ledger.went_out["embeddings"] = len(patches)
     return Path(config.output_path + ".run.json")

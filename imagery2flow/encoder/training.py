@@ -54,7 +54,9 @@ def train_encoder(config: EncoderConfig, ledger: Ledger) -> Path:
     fabric, choice = make_fabric(config.device, config.precision)
     ledger.note(choice)
     names = ", ".join(patches.normalisation.band_names)
-    ledger.note(f"{config.resnet} from scratch on {len(patches):,} patches of {names}, views of {view_size} px, batches of up to {config.batch_size}")
+    ledger.note(
+        f"{config.resnet} from scratch on {len(patches):,} patches of {names}, views of {view_size} px, batches of up to {config.batch_size}"
+    )
     trainer = Trainer(config, patches, view_size, fabric, ledger)
     if config.resume:
         trainer.resume()
@@ -72,11 +74,15 @@ def check_patches(patches: PatchSet, config: EncoderConfig) -> None:
         BandError: RGB jitter is asked for other than three bands.
     """
     if len(patches) < 2:
-        raise InputError(f"--data_path {config.data_path} holds {len(patches)} patch; contrastive learning needs at least 2, and hundreds to be of use")
+        raise InputError(
+            f"--data_path {config.data_path} holds {len(patches)} patch; contrastive learning needs at least 2, and hundreds to be of use"
+        )
     rgb = config.views.rgb_jitter > 0 or config.views.grey_probability > 0
     num_bands = len(patches.normalisation.band_names)
     if rgb and num_bands != 3:
-        raise BandError(f"--views.rgb_jitter and --views.grey_probability need the three bands red, green, blue but {num_bands} are used; set both to 0")
+        raise BandError(
+            f"--views.rgb_jitter and --views.grey_probability need the three bands red, green, blue but {num_bands} are used; set both to 0"
+        )
 
 
 class Trainer:
@@ -129,7 +135,9 @@ class Trainer:
         """
         self.model.train()
         total = self.config.total_epoch
-        with tqdm(total=total, initial=self.epoch, desc="train encoder", unit="epoch", disable=None if self.fabric.is_global_zero else True) as bar:
+        with tqdm(
+            total=total, initial=self.epoch, desc="train encoder", unit="epoch", disable=None if self.fabric.is_global_zero else True
+        ) as bar:
             while self.epoch < total:
                 started = time.perf_counter()
                 self.run_epoch(termination)
@@ -192,7 +200,13 @@ class Trainer:
         if not self.fabric.is_global_zero:
             return
         model = self.model.module
-        position: dict[str, Any] = {"epoch": self.epoch, "step": self.step, "sums": self.sums, "history": self.history, "view_size": self.view_size}
+        position: dict[str, Any] = {
+            "epoch": self.epoch,
+            "step": self.step,
+            "sums": self.sums,
+            "history": self.history,
+            "view_size": self.view_size,
+        }
         save_checkpoint(self.path, model, self.optimizer, self.config, position, self.normalisation)
         if not self.history:
             return

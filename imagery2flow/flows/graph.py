@@ -77,7 +77,9 @@ def build_graph(units: gpd.GeoDataFrame, distance_path: str | None, ledger: Ledg
         TableError: The table of distances has faults.
     """
     if not units.geom_type.isin(("Polygon", "MultiPolygon")).all():
-        raise InputError(f"the graph needs polygons but the units hold {', '.join(sorted(set(units.geom_type)))}; give the tracts themselves")
+        raise InputError(
+            f"the graph needs polygons but the units hold {', '.join(sorted(set(units.geom_type)))}; give the tracts themselves"
+        )
     metric = units.to_crs(units.estimate_utm_crs())
     centroids = metric.centroid.to_crs(4326)
     geocodes = tuple(units.index)
@@ -142,7 +144,9 @@ def read_distances(path: str | Path, geocodes: Sequence[str], ledger: Ledger) ->
     origin, destination = index.get_indexer(table.h_geocode.astype(str)), index.get_indexer(table.w_geocode.astype(str))
     inside = (origin >= 0) & (destination >= 0)
     if not inside.any():
-        raise TableError(f"distances {path} name none of the {len(index):,} units ({shown(table.h_geocode)} there, {shown(index)} in the units); check that ids are text of equal length")
+        raise TableError(
+            f"distances {path} name none of the {len(index):,} units ({shown(table.h_geocode)} there, {shown(index)} in the units); check that ids are text of equal length"
+        )
     ledger.leave_out("distances of units that are not in the region", sorted(set(table.h_geocode[origin < 0].astype(str))))
     if (table.distance_m < 0).any():
         raise TableError(f"distances {path} hold {(table.distance_m < 0).sum():,} negative values; give metres, 0 or more")

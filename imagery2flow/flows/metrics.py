@@ -1,8 +1,8 @@
 """Scores of predicted flows y' against observed flows y over a stated set of pairs (paper, Methods).
 
-    CPC = 2 sum min(y, y') / (sum y + sum y')      common part of commuters, 0..1, 1 is perfect
-    RMSE = sqrt(mean (y - y')^2)                   commuters
-    MAE = mean |y - y'|                            commuters
+CPC = 2 sum min(y, y') / (sum y + sum y')      common part of commuters, 0..1, 1 is perfect
+RMSE = sqrt(mean (y - y')^2)                   commuters
+MAE = mean |y - y'|                            commuters
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ def score_universes(observed: np.ndarray, predicted: np.ndarray) -> dict[str, di
 def score_table(scores: dict[str, dict[str, dict[str, float]]]) -> pd.DataFrame:
     """Scores by model and universe as a table: one row per model, columns ``<universe> <score>``."""
     rows = {
-        model: {f"{universe} {name}": values[name] for universe, values in by_universe.items() for name in SCORES} for model, by_universe in scores.items()
+        model: {f"{universe} {name}": values[name] for universe, values in by_universe.items() for name in SCORES}
+        for model, by_universe in scores.items()
     }
     return pd.DataFrame.from_dict(rows, orient="index")
 

@@ -101,7 +101,9 @@ class BalancedMSE(nn.Module):
         for start in range(0, len(predicted), PAIRS_PER_BLOCK):
             block = slice(start, start + PAIRS_PER_BLOCK)
             # Recomputed in the backward pass, so that only one block of the matrix is held at a time.
-            total = total + checkpoint(_balanced_block, predicted[block], target[block], values, log_counts, double_variance, use_reentrant=False)
+            total = total + checkpoint(
+                _balanced_block, predicted[block], target[block], values, log_counts, double_variance, use_reentrant=False
+            )
         return total / len(predicted) * double_variance.detach()
 
 

@@ -60,7 +60,9 @@ def check_model(config: FlowTestConfig, record: FlowRecord, ledger: Ledger) -> N
     for name in ("embedding_size", "num_hidden_layers"):
         asked, found = getattr(config, name), record.config[name]
         if asked is not None and asked != found:
-            raise InputError(f"--{name} {asked} but the model {config.model_dir} has {found}; leave the flag out or name another model with --log")
+            raise InputError(
+                f"--{name} {asked} but the model {config.model_dir} has {found}; leave the flag out or name another model with --log"
+            )
     if config.max_epochs is not None or config.lr is not None:
         ledger.note("--max_epochs and --lr are without effect here: testing trains nothing")
 
@@ -106,12 +108,16 @@ def write_predictions(
     return FlowTable(region.graph.geocodes, *parts), {name: np.concatenate(parts) for name, parts in values.items()}
 
 
-def score(config: FlowTestConfig, record: FlowRecord, observed: FlowTable, predictions: dict[str, np.ndarray], folder: Path, ledger: Ledger) -> None:
+def score(
+    config: FlowTestConfig, record: FlowRecord, observed: FlowTable, predictions: dict[str, np.ndarray], folder: Path, ledger: Ledger
+) -> None:
     """Scores the predictions, leaving out origins that the model was trained or chosen on."""
     seen = np.array([record.split.get(geocode) in ("train", "valid") for geocode in observed.geocodes])
     fair = ~seen[observed.origin]
     if seen.any():
-        ledger.note(f"{int((~fair).sum()):,} flows begin in units that the model was trained or chosen on; scores are of the other {int(fair.sum()):,}")
+        ledger.note(
+            f"{int((~fair).sum()):,} flows begin in units that the model was trained or chosen on; scores are of the other {int(fair.sum()):,}"
+        )
     if not fair.any():
         ledger.note("no flow is left to score: predictions only")
         return

@@ -143,7 +143,9 @@ class FlowRecord:
         for start in range(0, len(pairs), PAIRS_PER_BLOCK):
             block = slice(start, start + PAIRS_PER_BLOCK)
             origin, destination = (torch.from_numpy(side[block]).to(self.device) for side in (pairs.origin, pairs.destination))
-            log_flow = self.model.decode(hidden, origin, destination, torch.tensor(distance[block], dtype=torch.float32, device=self.device))
+            log_flow = self.model.decode(
+                hidden, origin, destination, torch.tensor(distance[block], dtype=torch.float32, device=self.device)
+            )
             parts.append(torch.exp2(log_flow.clamp(max=self.log2_limit)).double().cpu().numpy())
         bilinear = np.concatenate(parts) if parts else np.zeros(0)
         return {"bilinear": bilinear, "lightgbm": predict_trees(self.trees, hidden.cpu().numpy(), pairs, distance)}
@@ -151,7 +153,10 @@ class FlowRecord:
 
 def save_record(folder: Path, record: FlowRecord) -> None:
     """Writes the model's folder."""
-    scaling = {item.name: value.tolist() if isinstance(value := getattr(record.scaling, item.name), np.ndarray) else value for item in fields(Scaling)}
+    scaling = {
+        item.name: value.tolist() if isinstance(value := getattr(record.scaling, item.name), np.ndarray) else value
+        for item in fields(Scaling)
+    }
     scaling["columns"] = list(record.scaling.columns)
     content = {name: getattr(record, name) for name in ("config", "region", "split", "constant", "log2_limit")}
     save_tensors(folder / MODEL_FILE, {"format": FORMAT, **content, "scaling": scaling, "model": record.model.state_dict()})
@@ -167,7 +172,9 @@ def load_record(folder: Path, device: torch.device) -> FlowRecord:
     """
     content = load_tensors(folder / MODEL_FILE, "OD model")
     if content.get("format") != FORMAT:
-        raise InputError(f"OD model {folder / MODEL_FILE} is not one that train_ODPrediction.py wrote (its format is {content.get('format')}, not {FORMAT}); name another with --log and --output_dir")
+        raise InputError(
+            f"OD model {folder / MODEL_FILE} is not one that train_ODPrediction.py wrote (its format is {content.get('format')}, not {FORMAT}); name another with --log and --output_dir"
+        )
     stored, config = content["scaling"], content["config"]
     scaling = Scaling(**{**stored, "columns": tuple(stored["columns"]), "mean": np.array(stored["mean"]), "std": np.array(stored["std"])})
     model = build_model(config, scaling).to(device)

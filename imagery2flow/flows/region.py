@@ -86,7 +86,9 @@ def find_flows(config: RegionConfig, required: bool, ledger: Ledger) -> Path | N
         if (folder / name).is_file():
             return folder / name
     if required:
-        raise MissingInputError(f"region {config.region} has neither flows_{config.year}.csv nor flows.csv in {folder}; put one there or name the flows with --flows_path")
+        raise MissingInputError(
+            f"region {config.region} has neither flows_{config.year}.csv nor flows.csv in {folder}; put one there or name the flows with --flows_path"
+        )
     ledger.note(f"no flows in {folder}: predictions only, no scores")
     return None
 
@@ -112,7 +114,9 @@ def read_embeddings(path: str, units: pd.Index, ledger: Ledger) -> pd.DataFrame:
     foreign = table.index.difference(units)
     explain_unknown("geocode", foreign, units, True, faults)  # names lost zeros; foreign units as such may be there
     if len(foreign) == len(table) and not faults.sentences:
-        faults.add(f"none of its {len(table):,} ids ({shown(table.index)}) is among the {len(units):,} units ({shown(units)}); use the features of this region and census year")
+        faults.add(
+            f"none of its {len(table):,} ids ({shown(table.index)}) is among the {len(units):,} units ({shown(units)}); use the features of this region and census year"
+        )
     faults.raise_if_any()
     ledger.leave_out("embeddings of units that are not in the units file", foreign)
     ledger.leave_out("units without an embedding", units.difference(table.index))
@@ -137,7 +141,9 @@ def check_features(table: pd.DataFrame, faults: Faults) -> None:
     numbers = values.drop(columns=[column for column in values if str(column) in texts])
     bad = ~np.isfinite(numbers.to_numpy(np.float64)).all(axis=0)
     if bad.any():
-        faults.add(f"columns {shown(numbers.columns[bad])} hold missing or infinite values; remove those columns or rows, or fill them knowingly")
+        faults.add(
+            f"columns {shown(numbers.columns[bad])} hold missing or infinite values; remove those columns or rows, or fill them knowingly"
+        )
 
 
 def keep_units(flows: FlowTable, geocodes: tuple[str, ...], ledger: Ledger) -> FlowTable:

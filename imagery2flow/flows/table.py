@@ -183,7 +183,9 @@ def split_origins(flows: FlowTable, population: np.ndarray | None, random: np.ra
     """
     origins = np.unique(flows.origin)
     if len(origins) < len(SPLIT_BLOCK):
-        raise InputError(f"only {len(origins)} units have flows, too few for the splits {', '.join(SPLITS)}; give a region with more, or a split with --split_path")
+        raise InputError(
+            f"only {len(origins)} units have flows, too few for the splits {', '.join(SPLITS)}; give a region with more, or a split with --split_path"
+        )
     known = np.full(len(flows.geocodes), np.nan) if population is None else population
     # The random number decides among equal and unknown populations; NaN sorts last.
     ranked = origins[np.lexsort((random.random(len(origins)), known[origins]))]
@@ -227,7 +229,9 @@ def check_split(split: np.ndarray, flows: FlowTable, universe: str) -> None:
     pairs = flows.universe(universe)
     for name in SPLITS:
         if not (split[pairs.origin] == name).any():
-            raise InputError(f"the {name} split has no flow of the universe {universe} (of {len(pairs):,} such flows in all); use more units, --universe positive, or another --split_path")
+            raise InputError(
+                f"the {name} split has no flow of the universe {universe} (of {len(pairs):,} such flows in all); use more units, --universe positive, or another --split_path"
+            )
 
 
 def read_population(path: str, column: str, geocodes: Sequence[str], ledger: Ledger) -> np.ndarray:
@@ -239,9 +243,13 @@ def read_population(path: str, column: str, geocodes: Sequence[str], ledger: Led
     table = read_table(path, "population", ("geocode",))
     ledger.reads(path)
     if not {"geocode", column} <= set(table.columns):
-        raise TableError(f"population {path} needs the columns geocode and {column}, but has {', '.join(map(str, table.columns[:8]))}, ...; name the column with --population_column")
+        raise TableError(
+            f"population {path} needs the columns geocode and {column}, but has {', '.join(map(str, table.columns[:8]))}, ...; name the column with --population_column"
+        )
     if table.geocode.duplicated().any():
-        raise TableError(f"population {path} names units more than once ({shown(table.geocode[table.geocode.duplicated()])}); keep one row each")
+        raise TableError(
+            f"population {path} names units more than once ({shown(table.geocode[table.geocode.duplicated()])}); keep one row each"
+        )
     values = pd.to_numeric(table.set_index(table.geocode.astype(str))[column], errors="coerce").reindex(list(geocodes))
     ledger.leave_out("units without a known population, ranked at random in the split", values.index[values.isna()])
     return values.to_numpy(np.float64)

@@ -70,7 +70,9 @@ def train_flows(config: FlowTrainingConfig, ledger: Ledger) -> Path:
     split = make_split(config, region.flows, ledger)
     check_split(split, region.flows, config.universe)
     scaling = fit_scaling(region, config.area_feature)
-    ledger.note(f"{len(region.graph.geocodes):,} units, {region.graph.edge.shape[1]:,} edges, {len(region.flows.universe(config.universe)):,} flows of {config.universe}, device {device}")
+    ledger.note(
+        f"{len(region.graph.geocodes):,} units, {region.graph.edge.shape[1]:,} edges, {len(region.flows.universe(config.universe)):,} flows of {config.universe}, device {device}"
+    )
     with deterministic_on_cpu(device):
         model, history = train_network(config, region, scaling, split, device, ledger)
         record = fit_decoders(config, region, scaling, split, model, device)
@@ -113,7 +115,9 @@ def train_network(
     with torch.no_grad():
         model.offset.fill_(targets.mean())
     loss_function = BalancedMSE(max(float(targets.std(correction=0)), 0.1)).to(device)
-    optimizer = torch.optim.Adam([{"params": model.parameters(), "lr": config.lr}, {"params": loss_function.parameters(), "lr": config.sigma_lr}])
+    optimizer = torch.optim.Adam(
+        [{"params": model.parameters(), "lr": config.lr}, {"params": loss_function.parameters(), "lr": config.sigma_lr}]
+    )
     best_score, best_epoch, best_state = -math.inf, 0, copy.deepcopy(model.state_dict())
     history: list[dict[str, float]] = []
     for epoch in tqdm(range(config.max_epochs), desc="train flows", unit="epoch", disable=None):
@@ -122,10 +126,21 @@ def train_network(
         if (epoch + 1) % config.evaluate_every:
             continue
         scores = validate(model, graph, pairs["valid"])
-        history.append({"epoch": epoch + 1, "loss": loss, "sigma": loss_function.sigma.item(), **{f"valid_{name}": value for name, value in scores.items()}})
+        history.append(
+            {
+                "epoch": epoch + 1,
+                "loss": loss,
+                "sigma": loss_function.sigma.item(),
+                **{f"valid_{name}": value for name, value in scores.items()},
+            }
+        )
         report(history[-1], config, ledger)
         if BETTER[config.select_by] * scores[config.select_by] > best_score:
-            best_score, best_epoch, best_state = BETTER[config.select_by] * scores[config.select_by], epoch + 1, copy.deepcopy(model.state_dict())
+            best_score, best_epoch, best_state = (
+                BETTER[config.select_by] * scores[config.select_by],
+                epoch + 1,
+                copy.deepcopy(model.state_dict()),
+            )
         if epoch + 1 - best_epoch >= config.patience:
             break
     model.load_state_dict(best_state)
@@ -147,7 +162,13 @@ def tensors_of(region: Region, scaling: Scaling, split: np.ndarray, name: str, u
 
 
 def train_epoch(
-    model: FlowModel, loss_function: BalancedMSE, optimizer: torch.optim.Optimizer, graph: GraphTensors, pairs: PairTensors, config: FlowTrainingConfig, epoch: int
+    model: FlowModel,
+    loss_function: BalancedMSE,
+    optimizer: torch.optim.Optimizer,
+    graph: GraphTensors,
+    pairs: PairTensors,
+    config: FlowTrainingConfig,
+    epoch: int,
 ) -> float:
     """One pass over the training pairs; returns the mean loss."""
     model.train()
@@ -191,7 +212,9 @@ def report(row: dict[str, float], config: FlowTrainingConfig, ledger: Ledger) ->
         )
 
 
-def fit_decoders(config: FlowTrainingConfig, region: Region, scaling: Scaling, split: np.ndarray, model: FlowModel, device: torch.device) -> FlowRecord:
+def fit_decoders(
+    config: FlowTrainingConfig, region: Region, scaling: Scaling, split: np.ndarray, model: FlowModel, device: torch.device
+) -> FlowRecord:
     """Fits the trees on the network's embeddings, and the constants; returns the complete model."""
     assert region.flows is not None
     with torch.inference_mode():

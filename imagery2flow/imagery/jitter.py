@@ -60,7 +60,9 @@ def jitter_rgb(values: Tensor, highest: Tensor, config: ViewConfig, generator: t
         BandError: There are not three bands.
     """
     if values.shape[1] != 3:
-        raise BandError(f"RGB jitter needs the three bands red, green, blue but the patches have {values.shape[1]} bands; set --views.rgb_jitter 0 --views.grey_probability 0")
+        raise BandError(
+            f"RGB jitter needs the three bands red, green, blue but the patches have {values.shape[1]} bands; set --views.rgb_jitter 0 --views.grey_probability 0"
+        )
     batch, device = len(values), values.device
     scale = highest[:, None, None]
     images = (values / scale).clamp(0, 1)

@@ -122,7 +122,9 @@ def describe_scene(scene: Scene, ledger: Ledger) -> None:
         f"{', '.join(scene.band_names)} ({scene.dtype}), {crs}, nodata {missing}"
     )
     if scene.is_large_strips:
-        ledger.note(f"scene {scene.path.name} is stored in strips and will be slow; tile it once with: rio cogeo create {scene.path} tiled.tif")
+        ledger.note(
+            f"scene {scene.path.name} is stored in strips and will be slow; tile it once with: rio cogeo create {scene.path} tiled.tif"
+        )
 
 
 def make_tasks(config: PreprocessingConfig, scenes: Sequence[Scene], ledger: Ledger) -> list[CutTask]:
@@ -168,7 +170,9 @@ def no_overlap_message(units: Any, scenes: Sequence[Scene], config: Preprocessin
     west, south, east, north = units.to_crs(4326).total_bounds
     extents = []
     for scene in scenes:
-        bounds = rasterio.warp.transform_bounds(scene.crs, "EPSG:4326", *rasterio.transform.array_bounds(scene.height, scene.width, scene.transform))
+        bounds = rasterio.warp.transform_bounds(
+            scene.crs, "EPSG:4326", *rasterio.transform.array_bounds(scene.height, scene.width, scene.transform)
+        )
         extents.append(f"{scene.path.name} {bounds[0]:.3f} {bounds[1]:.3f} {bounds[2]:.3f} {bounds[3]:.3f}")
     return (
         f"no unit of {config.shp_path} lies on a scene: the units cover {west:.3f} {south:.3f} {east:.3f} {north:.3f} (west south east north, degrees), "
@@ -295,7 +299,13 @@ def collect_statistics(results: Sequence[CutResult], scenes: Sequence[Scene], co
     variance = np.sum([part.squares for part in sums], axis=0) / count - mean**2
     lowest, highest = np.min([part.minimum for part in sums], axis=0), np.max([part.maximum for part in sums], axis=0)
     bands = [
-        {"name": name, "mean": float(mean[i]), "std": float(np.sqrt(max(variance[i], 0.0))), "min": float(lowest[i]), "max": float(highest[i])}
+        {
+            "name": name,
+            "mean": float(mean[i]),
+            "std": float(np.sqrt(max(variance[i], 0.0))),
+            "min": float(lowest[i]),
+            "max": float(highest[i]),
+        }
         for i, name in enumerate(scenes[0].band_names)
     ]
     used = sorted({result.row["scene"] for result in results if result.row["status"] == WRITTEN})

@@ -106,7 +106,9 @@ def find_patches(folder: Path, ledger: Ledger) -> dict[str, Path]:
         TableError: An id occurs more than once.
     """
     if not folder.is_dir():
-        raise MissingInputError(f"--data_path {folder} is no folder; name the one that img_preprocessing.py wrote, <output_tif_dir>/<region>/<tag>_<year>")
+        raise MissingInputError(
+            f"--data_path {folder} is no folder; name the one that img_preprocessing.py wrote, <output_tif_dir>/<region>/<tag>_<year>"
+        )
     if (folder / "manifest.csv").is_file():
         manifest = read_manifest(folder)
         ledger.reads(folder / "manifest.csv")
@@ -115,12 +117,16 @@ def find_patches(folder: Path, ledger: Ledger) -> dict[str, Path]:
         paths = {geocode: folder / name for geocode, name in zip(written.geocode, written.path, strict=True)}
         gone = [str(path) for path in paths.values() if not path.is_file()]
         if gone:
-            raise MissingInputError(f"{len(gone)} patches of {folder}/manifest.csv are gone ({shown(gone)}); run img_preprocessing.py again")
+            raise MissingInputError(
+                f"{len(gone)} patches of {folder}/manifest.csv are gone ({shown(gone)}); run img_preprocessing.py again"
+            )
     else:
         files = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."))
         paths = {path.stem.rsplit("_", 1)[-1]: path for path in files}
         if len(paths) < len(files):
-            raise TableError(f"{folder} holds {len(files)} images but only {len(paths)} ids (the part of the name behind the last '_'); rename them so that each id occurs once")
+            raise TableError(
+                f"{folder} holds {len(files)} images but only {len(paths)} ids (the part of the name behind the last '_'); rename them so that each id occurs once"
+            )
         paths = dict(sorted(paths.items()))
         ledger.note(f"{folder} has no manifest.csv: every image in it is taken, its id from the file's name")
     if not paths:
@@ -139,7 +145,9 @@ def choose_patch_bands(path: Path, bands: Sequence[str]) -> tuple[list[int], tup
     if len(bands) == 1 and bands[0].isdigit():
         if int(bands[0]) != len(available):
             listing = ", ".join(available.values())
-            raise BandError(f"--bands {bands[0]} but the patches of {path.parent} have {len(available)} bands ({listing}); name the ones to use, for example --bands {available[1]}")
+            raise BandError(
+                f"--bands {bands[0]} but the patches of {path.parent} have {len(available)} bands ({listing}); name the ones to use, for example --bands {available[1]}"
+            )
         bands = ()
     chosen = choose_bands(bands, available, f"patches {path.parent}")
     return chosen, tuple(available[number] for number in chosen)
@@ -154,7 +162,9 @@ def open_patch(path: Path) -> rasterio.DatasetReader:
     try:
         return rasterio.open(path)
     except RasterioIOError as error:
-        raise InputError(f"patch {path} cannot be opened ({str(error).splitlines()[0]}); it may be truncated: run img_preprocessing.py again") from error
+        raise InputError(
+            f"patch {path} cannot be opened ({str(error).splitlines()[0]}); it may be truncated: run img_preprocessing.py again"
+        ) from error
 
 
 def read_patch(path: Path, chosen: Sequence[int], names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -167,12 +177,16 @@ def read_patch(path: Path, chosen: Sequence[int], names: Sequence[str]) -> tuple
     with open_patch(path) as patch:
         found = [band_name(patch.descriptions[number - 1], number) if number <= patch.count else "none" for number in chosen]
         if found != list(names):
-            raise BandError(f"patch {path} has the bands {', '.join(found)} where the others have {', '.join(names)}; cut all patches from scenes with equal bands")
+            raise BandError(
+                f"patch {path} has the bands {', '.join(found)} where the others have {', '.join(names)}; cut all patches from scenes with equal bands"
+            )
         try:
             values = patch.read(list(chosen))
             valid = (patch.read_masks(list(chosen)) > 0).all(axis=0)
         except RasterioIOError as error:
-            raise InputError(f"patch {path} cannot be read ({str(error).splitlines()[0]}); it may be truncated: run img_preprocessing.py again") from error
+            raise InputError(
+                f"patch {path} cannot be read ({str(error).splitlines()[0]}); it may be truncated: run img_preprocessing.py again"
+            ) from error
     if values.dtype.kind == "f":
         valid &= np.isfinite(values).all(axis=0)
         values[:, ~valid] = 0

@@ -25,7 +25,15 @@ from imagery2flow.run.errors import BandError, InputError, MissingInputError
 
 # The words by which producers name a band, as in "TM3_red" or "red_toa_reflectance_x10000", and the name that we use.
 BAND_WORDS = {word: word for word in ("coastal", "blue", "green", "red", "nir", "swir1", "swir2", "pan", "cirrus", "thermal")}
-BAND_WORDS |= {"brightness": "thermal", "tir": "thermal", "tirs1": "thermal", "rededge": "rededge", "nir08": "nir", "swir16": "swir1", "swir22": "swir2"}
+BAND_WORDS |= {
+    "brightness": "thermal",
+    "tir": "thermal",
+    "tirs1": "thermal",
+    "rededge": "rededge",
+    "nir08": "nir",
+    "swir16": "swir1",
+    "swir22": "swir2",
+}
 METRES_PER_DEGREE = 111_320.0  # of latitude, and of longitude at the equator
 # Above this share of a scene's width, a block is a strip: reading one small patch decodes whole rows of the scene.
 STRIP_SHARE = 0.9
@@ -112,7 +120,9 @@ def open_scene(path: str, bands: Sequence[str] = (), names: Sequence[str] = (), 
         with rasterio.open(path) as dataset:
             descriptions = dataset.descriptions
             if names and len(names) != dataset.count:
-                raise BandError(f"--band_names names {len(names)} bands ({', '.join(names)}) but scene {path} has {dataset.count}; name each band once")
+                raise BandError(
+                    f"--band_names names {len(names)} bands ({', '.join(names)}) but scene {path} has {dataset.count}; name each band once"
+                )
             all_names = list(names) or [band_name(text, number) for number, text in enumerate(descriptions, start=1)]
             # An alpha band is a mask, not imagery.
             flags = dataset.mask_flag_enums
@@ -153,7 +163,9 @@ def choose_bands(asked: Sequence[str], available: dict[int, str], where: str) ->
         if len(matching) != 1:
             problem = "has no" if not matching else f"has {len(matching)} bands named"
             listing = ", ".join(f"{number} {name}" for number, name in available.items())
-            raise BandError(f"{where} {problem} {wanted}; its bands are {listing}: choose among them with --bands, or name them with --band_names")
+            raise BandError(
+                f"{where} {problem} {wanted}; its bands are {listing}: choose among them with --bands, or name them with --band_names"
+            )
         chosen.append(matching[0])
     return chosen
 
@@ -171,7 +183,9 @@ def check_scenes_agree(scenes: Sequence[Scene]) -> None:
                 f"scene {scene.path} has the bands {', '.join(scene.band_names)} but {first.path} has {', '.join(first.band_names)}; choose common ones with --bands"
             )
         if scene.dtype != first.dtype:
-            raise BandError(f"scene {scene.path} holds {scene.dtype} but {first.path} holds {first.dtype}; bring them to one type and scale first")
+            raise BandError(
+                f"scene {scene.path} holds {scene.dtype} but {first.path} holds {first.dtype}; bring them to one type and scale first"
+            )
 
 
 class SceneReader:
@@ -205,7 +219,9 @@ class SceneReader:
             values[:, rows, columns] = dataset.read(list(scene.bands), window=inner)
             valid[rows, columns] = dataset.read_masks(scene.bands[0], window=inner) > 0 if scene.has_mask else True
         except RasterioIOError as error:
-            raise InputError(f"scene {scene.path} cannot be read at {inner} ({str(error).splitlines()[0]}); the file may be truncated: copy it again") from error
+            raise InputError(
+                f"scene {scene.path} cannot be read at {inner} ({str(error).splitlines()[0]}); the file may be truncated: copy it again"
+            ) from error
         valid &= ~missing(values, scene.nodata)
         values[:, ~valid] = 0
         return values, valid

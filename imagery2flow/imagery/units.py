@@ -66,7 +66,9 @@ def read_vector(path: Path) -> gpd.GeoDataFrame:
     try:
         table = gpd.read_file(path)
     except Exception as error:  # pyogrio raises its own classes, and plain RuntimeError from GDAL
-        raise MissingInputError(f"units {path} cannot be read as a vector file ({str(error).splitlines()[0]}); name a GeoPackage, Shapefile or GeoJSON") from error
+        raise MissingInputError(
+            f"units {path} cannot be read as a vector file ({str(error).splitlines()[0]}); name a GeoPackage, Shapefile or GeoJSON"
+        ) from error
     if not isinstance(table, gpd.GeoDataFrame):
         raise InputError(f"units {path} hold a table without geometries; name a file with polygons or points")
     return table
@@ -83,7 +85,9 @@ def find_id_column(table: pd.DataFrame, id_column: str | None, path: str | Path)
     for candidate in candidates:
         if candidate in columns:
             return candidate
-    raise TableError(f"units {path} have no id column {' or '.join(candidates)}; their columns are {', '.join(columns)}: name one with --id_column")
+    raise TableError(
+        f"units {path} have no id column {' or '.join(candidates)}; their columns are {', '.join(columns)}: name one with --id_column"
+    )
 
 
 def check_ids(ids: pd.Series, where: str) -> None:
@@ -95,7 +99,9 @@ def check_ids(ids: pd.Series, where: str) -> None:
     faults = Faults(where)
     if pd.api.types.is_numeric_dtype(ids):
         example = ids.dropna().iloc[0] if ids.notna().any() else "none"
-        faults.add(f"the ids are numbers ({example}), so that leading zeros are lost; store them as text, for example with .astype(str).str.zfill(11)")
+        faults.add(
+            f"the ids are numbers ({example}), so that leading zeros are lost; store them as text, for example with .astype(str).str.zfill(11)"
+        )
     texts = ids.dropna().astype(str)
     if ids.isna().any() or (texts.str.strip() == "").any():
         faults.add(f"{int(ids.isna().sum() + (texts.str.strip() == '').sum())} ids are empty; give every unit an id")
@@ -115,7 +121,9 @@ def to_scene_crs(units: gpd.GeoDataFrame, scene: Scene, ledger: Ledger) -> gpd.G
         CRSError: The scene has no CRS.
     """
     if scene.crs is None:
-        raise CRSError(f"scene {scene.path} states no CRS, so that units cannot be laid over it; assign one with: rio edit-info --crs EPSG:CODE {scene.path}")
+        raise CRSError(
+            f"scene {scene.path} states no CRS, so that units cannot be laid over it; assign one with: rio edit-info --crs EPSG:CODE {scene.path}"
+        )
     crs = CRS.from_user_input(scene.crs.to_wkt())
     if units.crs == crs:
         return units.geometry
@@ -163,7 +171,9 @@ def point_windows(points: gpd.GeoSeries, scene: Scene, size: int) -> np.ndarray:
         InputError: A geometry is not a point.
     """
     if not (points.geom_type == "Point").all():
-        raise InputError(f"--mode points needs points but the units hold {', '.join(sorted(set(points.geom_type)))}; use --mode zones for polygons")
+        raise InputError(
+            f"--mode points needs points but the units hold {', '.join(sorted(set(points.geom_type)))}; use --mode zones for polygons"
+        )
     columns, rows = ~scene.transform * (points.x.to_numpy(), points.y.to_numpy())
     # The point lies in the pixel right and below the square's centre, at the centre itself for a point on a pixel's corner.
     first_column, first_row = np.floor(columns + 0.5) - size // 2, np.floor(rows + 0.5) - size // 2
@@ -183,7 +193,9 @@ def grid_tiles(scenes: Sequence[Scene], size: int, stride: int) -> tuple[list[st
     """
     names = [scene.path.stem for scene in scenes]
     if len(set(names)) != len(names):
-        raise InputError(f"scenes share a file name ({shown(sorted({name for name in names if names.count(name) > 1}))}), which would give tiles one id; rename them")
+        raise InputError(
+            f"scenes share a file name ({shown(sorted({name for name in names if names.count(name) > 1}))}), which would give tiles one id; rename them"
+        )
     ids: list[str] = []
     owners: list[int] = []
     windows: list[tuple[int, int, int, int]] = []

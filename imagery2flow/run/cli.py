@@ -88,7 +88,9 @@ def to_dataclass(config_class: type[Config], namespace: Namespace) -> Config:
     """
     types = typing.get_type_hints(config_class)
     values = {
-        item.name: to_dataclass(types[item.name], namespace[item.name]) if dataclasses.is_dataclass(types[item.name]) else namespace[item.name]
+        item.name: to_dataclass(types[item.name], namespace[item.name])
+        if dataclasses.is_dataclass(types[item.name])
+        else namespace[item.name]
         for item in dataclasses.fields(typing.cast("Any", config_class))
     }
     return config_class(**values)
