@@ -45,7 +45,7 @@ class RegionGraph:
     table_m: np.ndarray | None = None
 
     def distance_m(self, origin: np.ndarray, destination: np.ndarray) -> np.ndarray:
-        """Distance of pairs of units in metres: from the table where it has one, else great circle; 0 within a unit. [num_pairs]"""
+        """Distance of pairs of units in metres [num_pairs]: from the table where it has one, else great circle; 0 within a unit."""
         distance = great_circle_m(self.longitude[origin], self.latitude[origin], self.longitude[destination], self.latitude[destination])
         if self.table_m is not None:
             given = self.table_m[origin, destination]

@@ -16,6 +16,7 @@ Shapes: units [num_units, dim], edges [2, num_edges] (neighbour, unit), pairs [n
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +45,7 @@ class FlowModel(nn.Module):
         widths = [in_dim] + [embedding_size] * (num_hidden_layers + 1)
         self.layers = nn.ModuleList(
             GATConv(a, b, heads=1, edge_dim=1, add_self_loops=False, bias=False, negative_slope=NEGATIVE_SLOPE, residual=True)
-            for a, b in zip(widths, widths[1:], strict=False)
+            for a, b in pairwise(widths)
         )
         self.interaction = nn.Parameter(torch.randn(embedding_size, embedding_size) / embedding_size)
         self.offset = nn.Parameter(torch.zeros(()))

@@ -20,6 +20,7 @@ class OneLineParser(ArgumentParser):
     """Refuses bad flags with one sentence and status 2, without repeating the usage."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Prints one sentence and ends."""
         sentence = " ".join(message.split())
         print(f"{self.prog}: error: {sentence}; see {self.prog} --help", file=sys.stderr)
         raise SystemExit(2)

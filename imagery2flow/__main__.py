@@ -1,0 +1,36 @@
+"""``python -m imagery2flow <command>``: everything that is not one of the five numbered stages."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+
+from imagery2flow.run.cli import parse_config
+from imagery2flow.run.config import SyntheticConfig
+from imagery2flow.run.stage import run_stage
+
+
+def synthetic(argv: Sequence[str]) -> int:
+    """Generates a metro with known flows."""
+    config = parse_config("python -m imagery2flow synthetic", SyntheticConfig, argv)
+    from imagery2flow.sources.synthetic import generate_metro  # after parsing: --help answers at once
+
+    return run_stage("synthetic", config, generate_metro)
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"synthetic": synthetic}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Hands the rest of the command line to the named command; returns its exit status."""
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    if arguments and arguments[0] in COMMANDS:
+        return COMMANDS[arguments[0]](arguments[1:])
+    asked_for_help = bool(arguments) and arguments[0] in ("-h", "--help")
+    listing = "\n".join(f"  {name}: {command.__doc__}" for name, command in COMMANDS.items())
+    print(f"usage: python -m imagery2flow <command> [flags]\n{listing}", file=sys.stdout if asked_for_help else sys.stderr)
+    return 0 if asked_for_help else 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

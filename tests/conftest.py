@@ -1,0 +1,57 @@
+"""What several folders of tests use: a scene and units, each written by one call."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import geopandas as gpd
+import hypothesis
+import numpy as np
+import pytest
+import rasterio
+from affine import Affine
+from rasterio.transform import from_origin
+
+# The same examples on every run, and no folder of past failures.
+hypothesis.settings.register_profile("repeatable", derandomize=True, database=None, deadline=None)
+hypothesis.settings.load_profile("repeatable")
+
+LEFT, TOP, GSD_M = 500_000.0, 4_500_000.0, 30.0  # metres; on the central meridian of the UTM zone
+
+
+@pytest.fixture
+def write_scene(tmp_path: Path) -> Callable[..., str]:
+    """Writes values [num_bands, height, width] as a GeoTIFF of 30 m pixels below ``tmp_path`` and returns its path."""
+
+    def write(
+        values: np.ndarray,
+        name: str = "scene.tif",
+        names: Sequence[str] = (),
+        mask: np.ndarray | None = None,
+        crs: str | None = "EPSG:32618",
+        transform: Affine | None = None,
+        **profile,
+    ) -> str:
+        path = tmp_path / name
+        size = {"count": values.shape[0], "height": values.shape[1], "width": values.shape[2], "dtype": values.dtype}
+        place = {"crs": crs, "transform": transform or from_origin(LEFT, TOP, GSD_M, GSD_M)}
+        with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(path, "w", driver="GTiff", **size, **place, **profile) as scene:
+            scene.write(values)
+            if names:
+                scene.descriptions = tuple(names)
+            if mask is not None:
+                scene.write_mask(mask)
+        return str(path)
+
+    return write
+
+
+@pytest.fixture
+def write_units(tmp_path: Path) -> Callable[..., str]:
+    """Writes geometries by id as a GeoPackage below ``tmp_path`` and returns its path."""
+
+    def write(shapes: Mapping, name: str = "units.gpkg", crs: object = "EPSG:32618", id_column: str = "GEOID20") -> str:
+        path = tmp_path / name
+        gpd.GeoDataFrame({id_column: list(shapes)}, geometry=list(shapes.values()), crs=crs).to_file(path)
+        return str(path)
+
+    return write

@@ -1,0 +1,93 @@
+"""Run by torchrun in two processes: writes what test_two_processes.py compares with one process.
+
+PYTHONPATH=tests torchrun --nproc_per_node 2 -m encoder.ddp_worker OUTPUT_FOLDER
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from imagery2flow.encoder import training
+from imagery2flow.encoder.objectives import nt_xent
+from imagery2flow.run.device import make_fabric
+from imagery2flow.run.stage import Ledger, Terminated, TerminationFlag
+
+from .conftest import as_patch_set, draw_images, small_config
+
+NUM_PATCHES, DIM, TEMPERATURE = 6, 5, 0.3
+
+
+def linear_encoder() -> nn.Module:
+    """The encoder whose gradients are compared."""
+    torch.manual_seed(0)
+    return nn.Linear(DIM, 4)
+
+
+def both_views() -> torch.Tensor:
+    """Inputs of the encoder: [2, NUM_PATCHES, DIM]."""
+    return torch.randn(2, NUM_PATCHES, DIM, generator=torch.Generator().manual_seed(1))
+
+
+def build_linear_backbone(name: str, num_bands: int, view_size: int, seed: int) -> tuple[nn.Module, int]:
+    """An encoder without batch norm, whose statistics would be those of one process."""
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(16 * num_bands, 8)), 8
+
+
+class SecondProcessStops:
+    """SIGTERM that only the second process has seen, after its first step."""
+
+    def __init__(self, fabric) -> None:
+        self.raised = fabric.global_rank == 1
+
+
+def make_linear_trainer(folder: Path, fabric) -> training.Trainer:
+    """A run of the linear encoder on eight patches, four per step."""
+    training.build_backbone = build_linear_backbone
+    config = small_config(model_path=str(folder), total_epoch=2, batch_size=4)
+    return training.Trainer(config, as_patch_set(draw_images(8)), 16, fabric, Ledger("test", quiet=True))
+
+
+def train_linear(folder: Path, fabric) -> Path:
+    """Trains the linear encoder and returns the path of its checkpoint."""
+    trainer = make_linear_trainer(folder, fabric)
+    trainer.run(TerminationFlag())
+    return trainer.path
+
+
+def compare(folder: Path, fabric) -> None:
+    """One step on NT-Xent, and a whole run."""
+    encoder = linear_encoder()
+    model, _ = fabric.setup(encoder, torch.optim.SGD(encoder.parameters(), lr=0.1))
+    n = NUM_PATCHES // fabric.world_size
+    first, second = both_views()[:, fabric.global_rank * n : (fabric.global_rank + 1) * n]
+    projected = model(torch.cat([first, second]))
+    loss, retrieval = nt_xent(
+        projected[:n], projected[n:], TEMPERATURE, lambda local: fabric.all_gather(local, sync_grads=True), fabric.global_rank
+    )
+    fabric.backward(loss)
+    means = fabric.all_reduce(torch.stack([loss.detach(), retrieval]), reduce_op="mean")
+    gradients = {name: parameter.grad for name, parameter in encoder.named_parameters()}
+    torch.save({"means": means, **gradients}, folder / f"gradients_{fabric.global_rank}.pt")
+    train_linear(folder, fabric)
+
+
+def stop(folder: Path, fabric) -> None:
+    """A run that stops; says at which epoch and step, and resumes to the end."""
+    trainer = make_linear_trainer(folder, fabric)
+    try:
+        trainer.run(SecondProcessStops(fabric))
+    except Terminated:
+        (folder / f"stopped_{fabric.global_rank}").write_text(f"{trainer.epoch} {trainer.step}")
+    fabric.barrier()
+    resumed = make_linear_trainer(folder, fabric)
+    resumed.resume()
+    resumed.run(TerminationFlag())
+
+
+if __name__ == "__main__":
+    {"compare": compare, "stop": stop}[sys.argv[1]](Path(sys.argv[2]), make_fabric("cpu", "fp32")[0])
+    # Gloo's threads abort a process that ends while they run; Fabric takes down NCCL only.
+    torch.distributed.destroy_process_group()

@@ -1,0 +1,144 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from imagery2flow.encoder.checkpoint import load_encoder
+from imagery2flow.encoder.embeddings import embed, make_embeddings
+from imagery2flow.imagery.patchset import load_patches
+from imagery2flow.imagery.views import build_pyramid, embedding_views
+from imagery2flow.run.config import EmbeddingConfig
+from imagery2flow.run.errors import InputError, MissingInputError
+from imagery2flow.run.stage import run_stage
+
+from .conftest import BANDS, draw_images, write_patches
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Seven patches of sizes 7 to 22, of another draw than the encoder was trained on."""
+    return write_patches(tmp_path / "patches", draw_images(7, seed=3))
+
+
+def make_table(trained, folder, output, ledger, **changes):
+    config = EmbeddingConfig(data_path=str(folder), output_path=str(output), ckpt=trained.checkpoint, device="cpu", **changes)
+    make_embeddings(config, ledger)
+    return pd.read_csv(output, dtype={"geocode": str}, index_col="geocode")
+
+
+def test_the_table_has_sorted_text_ids_and_numbered_columns(trained, folder, tmp_path, ledger):
+    table = make_table(trained, folder, tmp_path / "out.csv", ledger)
+    assert table.index.tolist() == ["00000", "00001", "00002", "00003", "00004", "00005", "00006"]
+    assert table.columns.tolist() == [str(number) for number in range(512 + 2 * 3)]
+    assert np.isfinite(table.to_numpy()).all()
+    assert ledger.came_in == {"patches": 7}
+    assert ledger.went_out == {"embeddings": 7}
+
+
+def test_each_vector_is_the_encoders_output_for_the_whole_patch_alone(trained, folder, tmp_path, ledger):
+    table = make_table(trained, folder, tmp_path / "out.csv", ledger, band_statistics=False)
+    encoder, record = load_encoder(Path(trained.checkpoint))
+    patches = load_patches(str(folder), [], ledger)
+    pyramid = build_pyramid(patches, record.normalisation, record.view_size)
+    for position, geocode in enumerate(patches.geocodes):
+        with torch.inference_mode():
+            vector = encoder(embedding_views(pyramid, torch.tensor([position]), record.view_size))[0]
+        np.testing.assert_allclose(table.loc[geocode].to_numpy(), vector.numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 7])
+def test_the_batch_size_does_not_change_the_vectors(trained, folder, ledger, batch_size):
+    encoder, record = load_encoder(Path(trained.checkpoint))
+    pyramid = build_pyramid(load_patches(str(folder), [], ledger), record.normalisation, record.view_size)
+    whole, parts = (embed(encoder, pyramid, record.view_size, size) for size in (256, batch_size))
+    assert whole.shape == (7, 512)
+    np.testing.assert_allclose(parts, whole, atol=1e-5)
+
+
+def test_other_patches_in_the_folder_do_not_change_a_vector(trained, folder, tmp_path, ledger):
+    images = draw_images(7, seed=3)
+    alone = write_patches(tmp_path / "alone", {"00004": images["00004"]})
+    together, single = (make_table(trained, path, tmp_path / f"{path.name}.csv", ledger) for path in (folder, alone))
+    np.testing.assert_allclose(single.loc["00004"], together.loc["00004"], atol=1e-5)
+
+
+def test_csv_and_parquet_hold_the_same(trained, folder, tmp_path, ledger):
+    make_table(trained, folder, tmp_path / "out.csv", ledger)
+    config = EmbeddingConfig(data_path=str(folder), output_path=str(tmp_path / "out.parquet"), ckpt=trained.checkpoint, device="cpu")
+    make_embeddings(config, ledger)
+    text = pd.read_csv(tmp_path / "out.csv", dtype={"geocode": str}, index_col="geocode").astype(np.float32)
+    pd.testing.assert_frame_equal(text, pd.read_parquet(tmp_path / "out.parquet"), check_exact=True, check_index_type=False)
+
+
+def test_the_last_columns_are_each_bands_mean_and_deviation_over_the_unit(trained, folder, tmp_path, ledger):
+    table = make_table(trained, folder, tmp_path / "out.csv", ledger)
+    _, record = load_encoder(Path(trained.checkpoint))
+    normalisation = record.normalisation
+    for geocode, image in draw_images(7, seed=3).items():
+        for band in range(3):
+            pixels = [
+                (float(image[band, row, column]) - normalisation.mean[band]) / normalisation.std[band]
+                for row in range(image.shape[1])
+                for column in range(image.shape[2])
+                if image[:, row, column].all()
+            ]
+            mean = sum(pixels) / len(pixels)
+            deviation = (sum((pixel - mean) ** 2 for pixel in pixels) / len(pixels)) ** 0.5
+            assert table.loc[geocode, str(512 + band)] == pytest.approx(mean, abs=1e-5)
+            assert table.loc[geocode, str(512 + 3 + band)] == pytest.approx(deviation, abs=1e-5)
+
+
+def test_without_band_statistics_only_the_encoders_features_are_written(trained, folder, tmp_path, ledger):
+    with_them = make_table(trained, folder, tmp_path / "with.csv", ledger)
+    without = make_table(trained, folder, tmp_path / "without.csv", ledger, band_statistics=False)
+    pd.testing.assert_frame_equal(without, with_them.iloc[:, :512], check_exact=True)
+
+
+def test_the_order_of_files_and_manifest_rows_changes_nothing(trained, folder, tmp_path, ledger):
+    images = draw_images(7, seed=3)
+    turned = write_patches(tmp_path / "turned", dict(reversed(images.items())))
+    bare = write_patches(tmp_path / "bare", dict(reversed(images.items())))
+    (bare / "manifest.csv").unlink()
+    for path in (folder, turned, bare):
+        make_table(trained, path, tmp_path / f"{path.name}.csv", ledger)
+    written = {(tmp_path / f"{path.name}.csv").read_bytes() for path in (folder, turned, bare)}
+    assert len(written) == 1
+
+
+def test_own_statistics_make_the_vectors_blind_to_the_scale(trained, tmp_path, ledger):
+    images = draw_images(4)
+    tenfold = {geocode: image * 10 for geocode, image in images.items()}
+    folders = [write_patches(tmp_path / name, content) for name, content in (("one", images), ("ten", tenfold))]
+    one, ten = (make_table(trained, path, f"{path}.csv", ledger, normalisation="patches") for path in folders)
+    np.testing.assert_allclose(ten, one, atol=1e-3)
+
+
+def test_an_unfinished_encoder_is_named(trained, folder, tmp_path, ledger):
+    content = torch.load(trained.checkpoint, weights_only=True)
+    content["config"]["total_epoch"] = 9
+    torch.save(content, tmp_path / "unfinished.pth")
+    config = EmbeddingConfig(
+        data_path=str(folder), output_path=str(tmp_path / "out.csv"), ckpt="unfinished.pth", model_path=str(tmp_path), device="cpu"
+    )
+    make_embeddings(config, ledger)
+    assert any("is unfinished: epoch 1 of 9" in note for note in ledger.notes)
+
+
+def test_an_output_of_unknown_kind_is_refused_before_any_work(trained, tmp_path, ledger):
+    config = EmbeddingConfig(data_path=str(tmp_path / "gone"), output_path=str(tmp_path / "out.xlsx"), ckpt=trained.checkpoint)
+    with pytest.raises(InputError, match=r"--output_path .*out.xlsx must end in .csv"):
+        make_embeddings(config, ledger)
+    with pytest.raises(MissingInputError, match="gone is no folder"):
+        make_embeddings(EmbeddingConfig(data_path=str(tmp_path / "gone"), output_path="out.csv", ckpt=trained.checkpoint), ledger)
+
+
+def test_the_stage_writes_its_provenance_beside_the_table(trained, folder, tmp_path):
+    config = EmbeddingConfig(data_path=str(folder), output_path=str(tmp_path / "out.csv"), ckpt=trained.checkpoint, device="cpu")
+    assert run_stage("get_img_embedding", config, make_embeddings) == 0
+    run = json.loads((tmp_path / "out.csv.run.json").read_text())
+    assert run["config"]["ckpt"] == trained.checkpoint
+    assert set(run["inputs_sha256"]) == {trained.checkpoint, str(folder / "manifest.csv")}
+    assert any(f"the last {2 * len(BANDS)} of {512 + 2 * len(BANDS)} columns" in note for note in run["ledger"]["notes"])

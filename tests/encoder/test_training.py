@@ -1,0 +1,202 @@
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from imagery2flow.encoder import training
+from imagery2flow.encoder.training import Trainer, learning_rate, train_encoder
+from imagery2flow.run.config import ViewConfig
+from imagery2flow.run.device import make_fabric
+from imagery2flow.run.errors import BandError, InputError
+from imagery2flow.run.stage import Ledger, Terminated
+
+from .conftest import as_patch_set, draw_images, small_config, write_patches
+
+
+class StopAfter:
+    """A termination flag that is raised after some steps."""
+
+    def __init__(self, steps=math.inf):
+        self.steps = steps
+
+    @property
+    def raised(self):
+        self.steps -= 1
+        return self.steps <= 0
+
+
+def make_trainer(folder, images, **changes):
+    config = small_config(model_path=str(folder), **changes)
+    fabric, _ = make_fabric("cpu", "fp32")
+    return Trainer(config, as_patch_set(images), 16, fabric, Ledger("test", quiet=True))
+
+
+def train(folder, images, **changes):
+    trainer = make_trainer(folder, images, **changes)
+    trainer.run(StopAfter())
+    return trainer
+
+
+def assert_equal_runs(one: Path, other: Path):
+    first, second = (torch.load(path, weights_only=True) for path in (one, other))
+    for name in ("epoch", "step", "sums", "history"):
+        assert first[name] == second[name]
+    assert all(torch.equal(first["model"][name], second["model"][name]) for name in first["model"])
+    for number, state in first["optimizer"]["state"].items():
+        assert all(torch.equal(state[name], second["optimizer"]["state"][number][name]) for name in state)
+
+
+@pytest.mark.parametrize("steps", [1, 4, 5])  # in the first epoch, in the second, at the end of the second
+def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(tmp_path, tiny_backbone, steps):
+    images = draw_images(10)  # batches of 4, 3, 3
+    whole = train(tmp_path / "whole", images)
+    stopped = make_trainer(tmp_path / "stopped", images)
+    with pytest.raises(Terminated, match=r"small_img_2.pth holds epoch ., step .; continue with --resume"):
+        stopped.run(StopAfter(steps))
+    position = torch.load(stopped.path, weights_only=True)
+    assert (position["epoch"], position["step"]) == divmod(steps, 3)
+    resumed = make_trainer(tmp_path / "stopped", images, resume=True)
+    resumed.resume()
+    resumed.run(StopAfter())
+    assert_equal_runs(whole.path, resumed.path)
+
+
+def test_a_stopped_and_resumed_resnet_equals_an_uninterrupted_one(tmp_path):
+    images = draw_images(8)
+    whole = train(tmp_path / "whole", images)
+    with pytest.raises(Terminated):
+        make_trainer(tmp_path / "stopped", images).run(StopAfter(1))
+    resumed = make_trainer(tmp_path / "stopped", images)
+    resumed.resume()
+    resumed.run(StopAfter())
+    assert_equal_runs(whole.path, resumed.path)
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(tmp_path, tiny_backbone, two_threads, monkeypatch):
+    written = []
+    for folder, seed in (("one", 1), ("again", 1), ("other", 2)):
+        (tmp_path / folder).mkdir()
+        monkeypatch.chdir(tmp_path / folder)  # the settings, with their paths, are in the checkpoint
+        written.append((train("ckpt", draw_images(9), seed=seed).path).read_bytes())
+    assert written[0] == written[1]
+    assert written[0] != written[2]
+
+
+def test_weights_order_and_views_depend_on_the_seed(tmp_path, tiny_backbone):
+    one, other = (make_trainer(tmp_path, draw_images(9), seed=seed) for seed in (1, 2))
+    assert not torch.equal(one.model.projector[0].weight, other.model.projector[0].weight)
+    assert not torch.equal(torch.cat(one.batches()), torch.cat(other.batches()))
+
+
+@pytest.mark.parametrize(("num_patches", "sizes"), [(10, [4, 3, 3]), (8, [4, 4]), (9, [3, 3, 3]), (3, [3]), (5, [3, 2])])
+def test_every_patch_is_seen_once_an_epoch_in_batches_of_nearly_equal_size(tmp_path, tiny_backbone, num_patches, sizes):
+    trainer = make_trainer(tmp_path, draw_images(num_patches))
+    batches = trainer.batches()
+    assert [len(batch) for batch in batches] == sizes
+    assert sorted(torch.cat(batches).tolist()) == list(range(num_patches))
+    trainer.epoch = 1
+    assert not torch.equal(torch.cat(trainer.batches()), torch.cat(batches)) or num_patches == 3
+
+
+def test_each_step_draws_two_different_views_of_the_same_patches(tmp_path, tiny_backbone, monkeypatch):
+    drawn = []
+    original = training.random_views
+
+    def record(pyramid, patch, *rest):
+        drawn.append((patch.tolist(), original(pyramid, patch, *rest)))
+        return drawn[-1][1]
+
+    monkeypatch.setattr(training, "random_views", record)
+    train(tmp_path, draw_images(8))
+    assert len(drawn) == 2 * 2 * 2  # epochs, steps, views
+    for (first_patches, first), (second_patches, second) in zip(drawn[::2], drawn[1::2], strict=True):
+        assert first_patches == second_patches
+        assert not torch.equal(first, second)
+    assert sorted(drawn[0][0] + drawn[2][0]) == list(range(8))
+    assert not torch.equal(drawn[0][1], drawn[4][1])
+
+
+def test_every_step_of_every_epoch_draws_numbers_of_its_own(tmp_path, tiny_backbone, monkeypatch):
+    seeds = []
+    original = training.random_views
+    monkeypatch.setattr(training, "random_views", lambda *all_: (seeds.append(all_[-1].initial_seed()), original(*all_))[1])
+    for seed in (1, 2):
+        train(tmp_path / str(seed), draw_images(8), seed=seed)
+    assert seeds[::2] == seeds[1::2]  # the two views of a step come from one generator, one after the other
+    assert len(set(seeds)) == 2 * 2 * 2  # seeds, epochs, steps
+
+
+def test_the_history_tells_loss_chance_and_learning_rate_of_every_epoch(tmp_path, tiny_backbone):
+    history = train(tmp_path, draw_images(10), lr=0.01, schedule=[2]).history
+    assert [row["epoch"] for row in history] == [1, 2]
+    assert [row["lr"] for row in history] == pytest.approx([0.01, 0.001])
+    # Batches of 4, 3, 3 patches: chance levels log 7, log 5, log 5.
+    assert history[0]["chance"] == pytest.approx((math.log(7) + 2 * math.log(5)) / 3)
+    assert set(history[0]) == {"epoch", "lr", "loss", "chance", "spread", "retrieval"}
+
+
+def test_learning_rate_by_hand():
+    steps = small_config(lr=1.0, total_epoch=120, schedule=[90, 110])
+    assert [learning_rate(steps, epoch) for epoch in (0, 88, 89, 108, 109, 119)] == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
+    cosine = small_config(lr=2.0, total_epoch=4, cos=True)
+    assert [learning_rate(cosine, epoch) for epoch in range(4)] == pytest.approx([2, 1 + math.sqrt(0.5), 1, 1 - math.sqrt(0.5)])
+
+
+def test_the_optimiser_takes_the_learning_rate_of_the_epoch(tmp_path, tiny_backbone):
+    trainer = make_trainer(tmp_path, draw_images(4), lr=0.5, total_epoch=3, cos=True)
+    seen = []
+    original = trainer.train_step
+    trainer.train_step = lambda batch: (seen.append(trainer.optimizer.param_groups[0]["lr"]), original(batch))
+    trainer.run(StopAfter())
+    assert seen == pytest.approx([0.5, 0.5 * 0.75, 0.5 * 0.25])
+
+
+def test_the_loss_falls_below_chance_on_patches_of_different_colour(tmp_path, tiny_backbone):
+    random = np.random.default_rng(1)
+    images = {str(n): np.broadcast_to(random.integers(20, 230, (3, 1, 1)), (3, 9, 9)).astype("uint8") for n in range(12)}
+    weak = ViewConfig(shift=0.0, gain=0.0)
+    history = train(tmp_path, images, lr=0.05, total_epoch=8, batch_size=12, views=weak).history
+    assert history[-1]["loss"] < history[-1]["chance"] - 0.5
+    assert history[-1]["loss"] < history[0]["loss"]
+
+
+def test_resuming_with_other_settings_names_what_changed(tmp_path, tiny_backbone):
+    train(tmp_path, draw_images(6), lr=0.01)
+    with pytest.raises(InputError, match=r"--resume: .*small_img_2.pth .*\(lr 0.01 there, 0.02 now; batch_size 4 there, 6 now\)"):
+        make_trainer(tmp_path, draw_images(6), lr=0.02, batch_size=6).resume()
+    with pytest.raises(InputError, match="views"):
+        make_trainer(tmp_path, draw_images(6), lr=0.01, views=ViewConfig(gain=0.2)).resume()
+    with pytest.raises(InputError, match="normalisation"):
+        make_trainer(tmp_path, draw_images(6, seed=5), lr=0.01).resume()
+
+
+def test_a_finished_run_that_is_resumed_stays_as_it_is(tmp_path, tiny_backbone):
+    finished = train(tmp_path, draw_images(6))
+    resumed = make_trainer(tmp_path, draw_images(6), device="auto")
+    resumed.resume()
+    resumed.run(StopAfter())
+    assert resumed.history == finished.history
+
+
+def test_resuming_without_a_checkpoint_says_so_and_starts_anew(tmp_path, tiny_backbone, ledger):
+    write_patches(tmp_path / "patches", draw_images(4))
+    config = small_config(data_path=str(tmp_path / "patches"), model_path=str(tmp_path), total_epoch=1, resume=True)
+    assert train_encoder(config, ledger) == tmp_path / "small_img_1_run.json"
+    assert any("nothing to resume" in note for note in ledger.notes)
+    assert ledger.came_in == {"patches": 4}
+    assert ledger.went_out == {"epochs": 1}
+
+
+def test_fewer_than_two_patches_are_refused(tmp_path, ledger):
+    write_patches(tmp_path / "patches", draw_images(1))
+    with pytest.raises(InputError, match="holds 1 patch; contrastive learning needs at least 2"):
+        train_encoder(small_config(data_path=str(tmp_path / "patches")), ledger)
+
+
+@pytest.mark.parametrize("views", [{"rgb_jitter": 0.4}, {"grey_probability": 0.2}])
+def test_rgb_jitter_of_other_than_three_bands_is_refused(tmp_path, ledger, views):
+    write_patches(tmp_path / "patches", draw_images(3, num_bands=2), ("red", "nir"))
+    with pytest.raises(BandError, match=r"rgb_jitter.* need the three bands .* but 2 are used"):
+        train_encoder(small_config(data_path=str(tmp_path / "patches"), views=ViewConfig(**views)), ledger)

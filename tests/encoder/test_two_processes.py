@@ -1,0 +1,78 @@
+"""Training in two processes (gloo) equals training in one: NT-Xent and its gradients, and a whole run."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from imagery2flow.encoder import training
+from imagery2flow.encoder.objectives import nt_xent
+from imagery2flow.run.device import make_fabric
+
+from . import ddp_worker
+
+
+def run_two_processes(task, folder):
+    """Runs a task of ddp_worker.py twice, in the environment that torchrun gives; what it writes is in the folder then."""
+    module = ddp_worker.__name__
+    root = Path(ddp_worker.__file__).parents[module.count(".")]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    shared |= {"TORCHELASTIC_RUN_ID": "test", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
+    command = [sys.executable, "-m", module, task, str(folder)]
+    processes = [
+        subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, **shared, "RANK": rank, "LOCAL_RANK": rank})
+        for rank in ("0", "1")
+    ]
+    try:
+        for process in processes:
+            _, errors = process.communicate(timeout=60)
+            assert process.returncode == 0, errors
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two_processes")
+    run_two_processes("compare", folder)
+    return folder
+
+
+def test_loss_retrieval_and_gradients_equal_those_of_one_process(two_processes):
+    encoder = ddp_worker.linear_encoder()
+    first, second = ddp_worker.both_views()
+    loss, retrieval = nt_xent(encoder(first), encoder(second), ddp_worker.TEMPERATURE)
+    loss.backward()
+    for rank in (0, 1):
+        found = torch.load(two_processes / f"gradients_{rank}.pt")
+        torch.testing.assert_close(found["means"], torch.stack([loss.detach(), retrieval]))
+        torch.testing.assert_close(found["weight"], encoder.weight.grad)
+        torch.testing.assert_close(found["bias"], encoder.bias.grad, atol=1e-6, rtol=1e-4)
+
+
+def test_a_whole_run_equals_that_of_one_process(two_processes, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(training, "build_backbone", None)  # restored after the test; the worker's function sets it
+    fabric, _ = make_fabric("cpu", "fp32")
+    path = ddp_worker.train_linear(tmp_path, fabric)
+    one, two = (torch.load(folder / path.name, weights_only=True) for folder in (tmp_path, two_processes))
+    assert [row["loss"] for row in two["history"]] == pytest.approx([row["loss"] for row in one["history"]], rel=1e-4)
+    for name, tensor in one["model"].items():
+        torch.testing.assert_close(two["model"][name], tensor, atol=1e-5, rtol=1e-4)
+
+
+def test_sigterm_to_one_process_stops_both_at_the_same_step_and_the_run_resumes(two_processes, tmp_path):
+    run_two_processes("stop", tmp_path)
+    assert [(tmp_path / f"stopped_{rank}").read_text() for rank in (0, 1)] == ["0 1", "0 1"]
+    name = "small_img_2.pth"
+    whole, resumed = (torch.load(folder / name, weights_only=True) for folder in (two_processes, tmp_path))
+    assert resumed["history"] == whole["history"]
+    assert all(torch.equal(resumed["model"][part], whole["model"][part]) for part in whole["model"])

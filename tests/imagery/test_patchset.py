@@ -1,0 +1,202 @@
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import rasterio
+
+from imagery2flow.imagery.patchset import Normalisation, load_patches, measure, unit_statistics
+from imagery2flow.run.errors import BandError, InputError, MissingInputError, TableError
+
+from .helpers import as_patch_set, noise, quiet
+
+RED_NIR = ("red", "nir")
+
+
+@pytest.fixture
+def write_patches(tmp_path, write_scene):
+    """Writes images [num_bands, height, width] by geocode, nodata 0, with a manifest if asked; returns the folder."""
+
+    def write(images: dict[str, np.ndarray], names=RED_NIR, manifest: bool = False) -> Path:
+        for geocode, image in images.items():
+            write_scene(image, f"l8_2020_{geocode}.tif", names=names, nodata=0)
+        if manifest:
+            rows = [(geocode, "written", f"l8_2020_{geocode}.tif") for geocode in images]
+            pd.DataFrame(rows, columns=["geocode", "status", "path"]).to_csv(tmp_path / "manifest.csv", index=False)
+        return tmp_path
+
+    return write
+
+
+@pytest.mark.parametrize("manifest", [True, False])
+def test_patches_are_sorted_by_id_and_laid_one_behind_the_other(write_patches, manifest):
+    images = {"02": noise(2, 3, 4, seed=1), "01": noise(2, 2, 5, seed=2)}
+    images["01"][0, 1, 3] = 0
+    patches = load_patches(str(write_patches(images, manifest=manifest)), [], quiet())
+    assert patches.geocodes == ("01", "02")
+    assert len(patches) == 2
+    assert patches.values.shape == (22, 2)
+    assert patches.first_pixel.tolist() == [0, 10]
+    assert (patches.height.tolist(), patches.width.tolist()) == ([2, 3], [5, 4])
+    for position, geocode in enumerate(patches.geocodes):
+        values, valid = patches.patch(position)
+        assert np.array_equal(values, images[geocode].transpose(1, 2, 0))
+        assert np.array_equal(valid, (images[geocode] != 0).all(axis=0))
+    assert patches.normalisation.band_names == RED_NIR
+
+
+def test_the_manifest_decides_which_patches_are_taken(write_patches):
+    write_patches({"stale": noise(2, 3, 3)})
+    folder = write_patches({"01": noise(2, 3, 3)}, manifest=True)
+    with (folder / "manifest.csv").open("a") as manifest:
+        manifest.write("02,outside every scene,\n")
+    ledger = quiet()
+    assert load_patches(str(folder), [], ledger).geocodes == ("01",)
+    assert ledger.left_out == {"units without a patch": ["02"]}
+    assert ledger.came_in == {"patches": 1}
+
+
+def test_a_bare_folder_is_said_in_the_ledger(write_patches):
+    ledger = quiet()
+    load_patches(str(write_patches({"01": noise(2, 3, 3)})), [], ledger)
+    assert any("has no manifest.csv" in note for note in ledger.notes)
+
+
+def test_a_patch_of_the_manifest_that_is_gone_is_refused(write_patches):
+    folder = write_patches({"01": noise(2, 3, 3), "02": noise(2, 3, 3)}, manifest=True)
+    (folder / "l8_2020_02.tif").unlink()
+    with pytest.raises(
+        MissingInputError, match=r"1 patches of .*manifest.csv are gone \(.*l8_2020_02.tif\); run img_preprocessing.py again"
+    ):
+        load_patches(str(folder), [], quiet())
+
+
+def test_folders_without_patches_are_refused(tmp_path):
+    with pytest.raises(MissingInputError, match="holds no patch"):
+        load_patches(str(tmp_path), [], quiet())
+    with pytest.raises(MissingInputError, match=r"is no folder; name the one that img_preprocessing.py wrote"):
+        load_patches(str(tmp_path / "none"), [], quiet())
+
+
+def test_a_manifest_of_another_program_is_refused(write_patches):
+    folder = write_patches({"01": noise(2, 3, 3)})
+    (folder / "manifest.csv").write_text("id,file\n01,l8_2020_01.tif\n")
+    with pytest.raises(InputError, match=r"manifest.csv"):
+        load_patches(str(folder), [], quiet())
+
+
+def test_repeated_ids_are_refused(tmp_path, write_scene):
+    for name in ("a_01.tif", "b_01.tif"):
+        write_scene(noise(1, 3, 3), name)
+    with pytest.raises(TableError, match="holds 2 images but only 1 ids"):
+        load_patches(str(tmp_path), [], quiet())
+
+
+def test_bands_are_taken_by_count_or_name(write_patches):
+    image = noise(3, 3, 3)
+    folder = str(write_patches({"01": image}, names=("red", "nir", "thermal")))
+    assert load_patches(folder, ["3"], quiet()).normalisation.band_names == ("red", "nir", "thermal")
+    chosen = load_patches(folder, ["thermal", "red"], quiet())
+    assert chosen.normalisation.band_names == ("thermal", "red")
+    assert np.array_equal(chosen.patch(0)[0], image[[2, 0]].transpose(1, 2, 0))
+
+
+@pytest.mark.parametrize(
+    ("bands", "message"),
+    [
+        (["6"], r"--bands 6 but the patches of .* have 2 bands \(red, nir\); name the ones to use, for example --bands red"),
+        (["blue"], r"patches .* has no blue; its bands are 1 red, 2 nir"),
+        (["red", "swir1"], r"has no swir1"),
+    ],
+)
+def test_wrong_counts_and_missing_names_of_bands_are_refused(write_patches, bands, message):
+    folder = write_patches({"01": noise(2, 3, 3)})
+    with pytest.raises(BandError, match=message):
+        load_patches(str(folder), bands, quiet())
+
+
+def test_the_names_of_bands_that_were_read_are_accepted_again(write_patches):
+    # Stage 3 asks for the bands that stage 2 found.
+    folder = str(write_patches({"01": noise(2, 3, 3)}, names=("red_2019", "red_2020")))
+    names = load_patches(folder, [], quiet()).normalisation.band_names
+    assert load_patches(folder, names, quiet()).normalisation.band_names == names
+
+
+def test_the_alpha_band_of_an_image_is_its_mask(tmp_path, write_scene):
+    image = noise(4, 3, 3, "uint8")
+    image[3], image[3, 1, 1] = 255, 0
+    write_scene(image, "city_01.tif", photometric="RGB", alpha="YES")
+    patches = load_patches(str(tmp_path), ["3"], quiet())
+    assert np.array_equal(patches.patch(0)[1], image[3] > 0)
+
+
+@pytest.mark.parametrize(
+    ("second", "names", "message"),
+    [
+        (noise(2, 3, 3, "uint8"), RED_NIR, "holds uint8 but the patches before it uint16"),
+        (noise(2, 3, 3), ("red", "green"), "has the bands red, green where the others have red, nir"),
+        (noise(1, 3, 3), ("red",), "has the bands red, none where the others have red, nir"),
+    ],
+)
+def test_patches_that_differ_in_type_or_bands_are_refused(write_patches, second, names, message):
+    write_patches({"01": noise(2, 3, 3)})
+    folder = write_patches({"02": second}, names=names)
+    with pytest.raises(BandError, match=rf"patch .*l8_2020_02.tif {message}"):
+        load_patches(str(folder), [], quiet())
+
+
+@pytest.mark.parametrize("kept_bytes", [0, 4, 100, 300, 1000, -400])
+def test_a_truncated_patch_is_an_input_error(write_patches, kept_bytes):
+    folder = write_patches({"01": noise(2, 40, 40)})
+    path = folder / "l8_2020_01.tif"
+    path.write_bytes(path.read_bytes()[:kept_bytes])
+    with pytest.raises(InputError, match=rf"patch {path} cannot be (opened|read) .*truncated: run img_preprocessing.py again"):
+        load_patches(str(folder), [], quiet())
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+def test_patches_without_a_single_valid_pixel_are_refused(write_patches, dtype):
+    folder = write_patches({"01": np.zeros((2, 3, 3), dtype)})
+    with pytest.raises(InputError):
+        load_patches(str(folder), [], quiet())
+
+
+def test_nan_and_infinity_are_missing(tmp_path, write_scene):
+    write_scene(np.array([[[1, np.nan, np.inf, 4]]], "float32"), "x_01.tif")
+    patches = load_patches(str(tmp_path), [], quiet())
+    assert patches.valid.tolist() == [True, False, False, True]
+    assert patches.values[:, 0].tolist() == [1, 0, 0, 4]
+
+
+def test_statistics_are_those_of_valid_pixels():
+    values = np.array([[1, 7], [3, 7], [99, 99]], "uint16")
+    found = measure(values, np.array([True, True, False]), RED_NIR)
+    assert found == Normalisation(RED_NIR, mean=(2.0, 7.0), std=(1.0, 1.0), highest=(3.0, 7.0), dtype="uint16")
+    assert measure(values.astype("uint8"), np.array([True, True, False]), RED_NIR).highest == (255.0, 255.0)
+
+
+def test_unit_statistics_equal_a_naive_loop():
+    random = np.random.default_rng(0)
+    images = [random.normal(100, 20, (height, width, 3)) for height, width in ((3, 4), (5, 2), (6, 6))]
+    masks = [random.random(image.shape[:2]) < 0.6 for image in images]
+    normalisation = Normalisation(("a", "b", "c"), mean=(90.0, 100.0, 110.0), std=(10.0, 20.0, 30.0), highest=(1.0,) * 3, dtype="float64")
+    expected = []
+    for image, mask in zip(images, masks, strict=True):
+        columns = [(image[..., band][mask] - normalisation.mean[band]) / normalisation.std[band] for band in range(3)]
+        expected.append([column.mean() for column in columns] + [column.std() for column in columns])
+    np.testing.assert_allclose(unit_statistics(as_patch_set(images, masks), normalisation), expected, rtol=1e-9)
+
+
+def test_unit_statistics_by_hand():
+    image = np.array([[[1.0], [3.0], [50.0]]])
+    patches = as_patch_set([image], [np.array([[True, True, False]])])
+    normalisation = Normalisation(("a",), mean=(1.0,), std=(2.0,), highest=(1.0,), dtype="float64")
+    assert unit_statistics(patches, normalisation).tolist() == [[0.5, 0.5]]  # normalised pixels 0 and 1
+
+
+def test_a_mask_in_the_file_decides_which_pixels_are_valid(tmp_path, write_scene):
+    mask = np.array([[True, False, True]])
+    write_scene(np.array([[[0, 0, 5]]], "uint8"), "x_01.tif", mask=mask)
+    with rasterio.open(tmp_path / "x_01.tif") as patch:
+        assert patch.nodata is None
+    assert load_patches(str(tmp_path), [], quiet()).valid.tolist() == [True, False, True]

@@ -1,0 +1,96 @@
+import dataclasses
+import typing
+
+import pytest
+from docstring_parser import parse
+
+from imagery2flow.run import config
+from imagery2flow.run.config import (
+    EmbeddingConfig,
+    EncoderConfig,
+    FlowTrainingConfig,
+    PreprocessingConfig,
+    SyntheticConfig,
+    ViewConfig,
+    log_name,
+)
+from imagery2flow.run.errors import InputError
+
+CLASSES = [value for value in vars(config).values() if isinstance(value, type) and dataclasses.is_dataclass(value)]
+SCENE = {"input_tif_path": ["scene.tif"], "shp_path": "units.gpkg"}
+REGION = {"node_feats_path": "n.csv", "region": "M1"}
+
+
+@pytest.mark.parametrize("config_class", CLASSES)
+def test_every_field_has_a_help_text_and_every_help_text_a_field(config_class):
+    explained = {}
+    for parent in reversed(config_class.__mro__):
+        explained |= {parameter.arg_name: parameter.description for parameter in parse(parent.__doc__ or "").params}
+    assert explained.keys() == {field.name for field in dataclasses.fields(config_class)}
+    assert all(text and text.rstrip().endswith(".") for text in explained.values())
+
+
+@pytest.mark.parametrize("config_class", CLASSES)
+def test_settings_are_frozen_and_keyword_only(config_class):
+    parameters = config_class.__dataclass_params__
+    assert parameters.frozen
+    assert all(field.kw_only for field in dataclasses.fields(config_class))
+    assert typing.get_type_hints(config_class)
+
+
+@pytest.mark.parametrize(
+    ("config_class", "settings", "message"),
+    [
+        (PreprocessingConfig, {**SCENE, "size": 0}, "--size 0 must be a number of pixels above 0"),
+        (PreprocessingConfig, {**SCENE, "stride": 0}, "--stride 0 must be"),
+        (PreprocessingConfig, {**SCENE, "context_m": -1.0}, "--context_m -1.0 must be 0 or more metres"),
+        (PreprocessingConfig, {**SCENE, "min_valid": 1.5}, "--min_valid 1.5 must be between 0 and 1"),
+        (PreprocessingConfig, {**SCENE, "workers": -1}, "--workers -1 must be"),
+        (PreprocessingConfig, {"input_tif_path": ["s.tif"]}, r"--shp_path \(none\) must be given for --mode zones"),
+        (PreprocessingConfig, {**SCENE, "mode": "points", "context_m": 5.0}, "--context_m 5.0 must be left out unless --mode zones"),
+        (EncoderConfig, {"data_path": "p", "lr": 0.0}, "--lr 0.0 must be above 0"),
+        (EncoderConfig, {"data_path": "p", "batch_size": 1}, "--batch_size 1 must be 2 or more"),
+        (EncoderConfig, {"data_path": "p", "temperature": 0.0}, "--temperature 0.0 must be above 0"),
+        (EncoderConfig, {"data_path": "p", "total_epoch": 0}, "--total_epoch 0 must be above 0"),
+        (EncoderConfig, {"data_path": "p", "weight_decay": -0.1}, "--weight_decay -0.1 must be 0 or more"),
+        (EncoderConfig, {"data_path": "p", "view_size": 8}, "--view_size 8 must be 16 or more"),
+        (EncoderConfig, {"data_path": "p", "view_size": 40, "resnet": "vit_l_16"}, "--view_size 40 must be a multiple of 16"),
+        (ViewConfig, {"crop_min_share": 0.0}, "--views.crop_min_share 0.0 must be above 0 and at most 1"),
+        (ViewConfig, {"blur_probability": 1.1}, "--views.blur_probability 1.1 must be between 0 and 1"),
+        (ViewConfig, {"gain": -0.1}, "--views.gain -0.1 must be between 0 and 1"),
+        (EmbeddingConfig, {"data_path": "p", "output_path": "o.csv", "batch_size": 0}, "--batch_size 0 must be above 0"),
+        (FlowTrainingConfig, {**REGION, "patience": 0}, "--patience 0 must be above 0"),
+        (FlowTrainingConfig, {**REGION, "num_hidden_layers": -1}, "--num_hidden_layers -1 must be 0 or more"),
+        (EncoderConfig, {"data_path": "p", "seed": -1}, "--seed -1 must be 0 or more"),
+        (FlowTrainingConfig, {**REGION, "seed": -1}, "--seed -1 must be 0 or more"),
+        (SyntheticConfig, {"seed": -1}, "--seed -1 must be 0 or more"),
+        (SyntheticConfig, {"utm_zone": 61}, "--utm_zone 61 must be 1 to 60"),
+        (SyntheticConfig, {"num_units": 9}, "--num_units 9 must be 10 or more"),
+    ],
+)
+def test_a_setting_out_of_range_is_named_with_its_value_and_rule(config_class, settings, message):
+    with pytest.raises(InputError, match=f"^{message}"):
+        config_class(**settings)
+
+
+def test_the_grid_needs_no_units():
+    assert PreprocessingConfig(input_tif_path=["s.tif"], mode="grid").shp_path is None
+
+
+@pytest.mark.parametrize(
+    ("log", "name"),
+    [("M1_s2", "M1_s2"), ("log/M1_s2.log", "M1_s2"), ("M1_s2-log.txt", "M1_s2"), ("a/b.v2.txt", "b.v2"), ("catalog", "catalog")],
+)
+def test_the_name_of_a_run_comes_from_the_published_log_flag(log, name):
+    assert log_name(log) == name
+
+
+@pytest.mark.parametrize("log", ["", ".log", "-log.txt"])
+def test_a_run_needs_a_name(log):
+    with pytest.raises(InputError, match=r"^--log .*must be a name"):
+        log_name(log)
+
+
+def test_the_checkpoint_has_the_published_name():
+    assert EncoderConfig(data_path="p", model_path="m", log="log/M1_l8.log", total_epoch=7).checkpoint == "m/M1_l8_img_7.pth"
+    assert FlowTrainingConfig(**REGION, output_dir="out", log="M1_l8-log.txt").model_dir == "out/M1_l8"

@@ -1,0 +1,122 @@
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from imagery2flow.run.errors import InputError
+from imagery2flow.run.stage import Ledger, Terminated, TerminationFlag, run_stage, source_commit
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    folder: str
+    numbers: tuple[int, ...] = (1, 2)
+
+
+def test_a_stage_that_is_done_returns_0_and_writes_run_json(tmp_path, capsys):
+    (tmp_path / "input.csv").write_bytes(b"abc")
+
+    def work(config: Settings, ledger: Ledger) -> Path:
+        ledger.reads(tmp_path / "input.csv")
+        ledger.reads(tmp_path / "not_there.csv")
+        ledger.came_in["units"] = 3
+        ledger.went_out["patches"] = 2
+        ledger.leave_out("all nodata", ["07"])
+        ledger.note("one scene")
+        ledger.say("epoch 1")
+        return Path(config.folder) / "run.json"
+
+    assert run_stage("cut", Settings(folder=str(tmp_path / "new")), work) == 0
+    content = json.loads((tmp_path / "new" / "run.json").read_text())
+    assert content["stage"] == "cut"
+    assert content["config"] == {"folder": str(tmp_path / "new"), "numbers": [1, 2]}
+    assert content["inputs_sha256"] == {str(tmp_path / "input.csv"): "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"}
+    assert content["ledger"] == {"in": {"units": 3}, "out": {"patches": 2}, "left_out": {"all nodata": ["07"]}, "notes": ["one scene"]}
+    assert content["versions"].keys() >= {"torch", "rasterio", "numpy"}
+    assert content["command"] == sys.argv
+    assert content["python"] == ".".join(str(part) for part in sys.version_info[:3])
+    assert 0 <= content["wall_time_s"] < 60
+    assert 10 < content["peak_memory_mb"] < 100_000
+    printed = capsys.readouterr().err.splitlines()
+    assert printed == [
+        "[cut] one scene",
+        "[cut] epoch 1",
+        "[cut] in: 3 units; out: 2 patches; left out: 1 all nodata (07)",
+        f"[cut] settings, versions and input hashes: {tmp_path}/new/run.json",
+    ]
+
+
+def test_the_users_error_is_one_line_and_status_2(tmp_path, capsys):
+    def work(config: Settings, ledger: Ledger) -> Path:
+        raise InputError("scene a.tif does not exist; check the path")
+
+    assert run_stage("cut", Settings(folder=str(tmp_path)), work) == 2
+    assert capsys.readouterr().err == "cut: error: scene a.tif does not exist; check the path\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_of_ours_keeps_its_traceback(tmp_path):
+    def work(config: Settings, ledger: Ledger) -> Path:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run_stage("cut", Settings(folder=str(tmp_path)), work)
+
+
+def test_a_stage_stopped_by_sigterm_returns_143(tmp_path, capsys):
+    def work(config: Settings, ledger: Ledger) -> Path:
+        raise Terminated("a.pth holds epoch 3; continue with --resume")
+
+    assert run_stage("train", Settings(folder=str(tmp_path)), work) == 143
+    assert capsys.readouterr().err == "[train] stopped by SIGTERM: a.pth holds epoch 3; continue with --resume\n"
+
+
+def test_only_the_first_process_writes_and_speaks(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+
+    def work(config: Settings, ledger: Ledger) -> Path:
+        ledger.note("one scene")
+        return tmp_path / "run.json"
+
+    assert run_stage("train", Settings(folder=str(tmp_path)), work) == 0
+    assert capsys.readouterr().err == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_summary_counts_everything_that_is_left_out():
+    ledger = Ledger("cut", quiet=True)
+    assert ledger.summary() == "in: nothing; out: nothing; left out: nothing"
+    ledger.came_in |= {"units": 4700, "scenes": 2}
+    ledger.went_out["patches"] = 4693
+    ledger.leave_out("outside every scene", range(6))
+    ledger.leave_out("all nodata", [])
+    ledger.leave_out("below --min_valid", ["a"])
+    assert ledger.summary() == (
+        "in: 4,700 units, 2 scenes; out: 4,693 patches; left out: 6 outside every scene (0, 1, 2, 3, 4 and 1 more); 1 below --min_valid (a)"
+    )
+    ledger.leave_out("below --min_valid", ["b"])
+    assert ledger.left_out["below --min_valid"] == ["a", "b"]
+
+
+def test_the_commit_is_that_of_the_source_tree():
+    root = Path(__file__).parents[2]
+    head = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+    assert source_commit() == (head or None)
+
+
+def test_sigterm_raises_a_flag_and_the_handler_is_restored():
+    before = signal.getsignal(signal.SIGTERM)
+    with TerminationFlag() as termination:
+        assert not termination.raised
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert termination.raised
+        assert signal.getsignal(signal.SIGTERM) != before
+    assert signal.getsignal(signal.SIGTERM) == before
+    with pytest.raises(ValueError), TerminationFlag():
+        raise ValueError
+    assert signal.getsignal(signal.SIGTERM) == before
