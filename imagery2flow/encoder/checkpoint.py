@@ -106,7 +106,7 @@ def load_encoder(path: Path) -> tuple[nn.Module, EncoderRecord]:
         InputError: The file is no checkpoint of an encoder.
     """
     content = load_checkpoint(path)
-    stored = {name: tuple(value) if isinstance(value, list) else value for name, value in content["normalisation"].items()}
+    stored: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in content["normalisation"].items()}
     normalisation, config = Normalisation(**stored), content["config"]
     record = EncoderRecord(config["resnet"], content["view_size"], normalisation, content["epoch"], config["total_epoch"])
     backbone, _ = build_backbone(record.resnet, len(normalisation.band_names), record.view_size, seed=0)

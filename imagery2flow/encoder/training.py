@@ -13,7 +13,7 @@ import dataclasses
 import math
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pandas as pd
 import torch
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 ORDER, VIEWS = 0, 1
 MAY_CHANGE_ON_RESUME = {"resume", "device", "precision", "data_path", "model_path", "log"}
 LOGGED_EPOCHS = 20
-VIT_TOKEN = 16
 SUMS = ("loss", "chance", "spread", "retrieval")
 
 
@@ -99,7 +98,7 @@ class Trainer:
         if fabric.world_size > 1 and fabric.device.type == "cuda":
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         if config.resnet != "vit_l_16":
-            model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            model = model.to(memory_format=torch.channels_last)
         optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
         self.model, self.optimizer = fabric.setup(model, optimizer)
         self.epoch, self.step = 0, 0
@@ -153,7 +152,7 @@ class Trainer:
         while self.step < len(batches):
             self.train_step(batches[self.step])
             self.step += 1
-            if termination.raised:
+            if self.any_process(termination.raised):
                 self.save()
                 raise Terminated(f"{self.path} holds epoch {self.epoch}, step {self.step}; continue with --resume")
         mean = {name: value / len(batches) for name, value in self.sums.items()}
@@ -161,14 +160,20 @@ class Trainer:
         self.history.append(row)
         self.epoch, self.step, self.sums = self.epoch + 1, 0, dict.fromkeys(SUMS, 0.0)
 
+    def any_process(self, raised: bool) -> bool:
+        """Whether SIGTERM reached any process: all must stop at the same step."""
+        if self.fabric.world_size == 1:
+            return raised
+        return bool(self.all_reduce(torch.tensor(float(raised), device=self.fabric.device), "sum") > 0)
+
     def batches(self) -> list[Tensor]:
         """This epoch's batches of patch numbers, in random order, of nearly equal size; each divisible among the processes."""
         order = torch.randperm(self.num_patches, generator=generator(self.config.seed, ORDER, self.epoch))
         world_size = self.fabric.world_size
         order = order[: len(order) // world_size * world_size]  # at most world_size - 1 patches wait for the next epoch
         num_batches = math.ceil(len(order) / self.config.batch_size)
-        per_process = torch.tensor_split(order.reshape(-1, world_size), num_batches)
-        return [batch.T.reshape(-1) for batch in per_process]  # [world_size * n]: the first n are process 0's
+        batches = torch.tensor_split(order.reshape(-1, world_size), num_batches)
+        return [batch.reshape(-1) for batch in batches]  # [world_size * n]: the first n are process 0's
 
     def train_step(self, batch: Tensor) -> None:
         """One step on two random views of each patch of the batch."""
@@ -186,14 +191,18 @@ class Trainer:
         self.optimizer.step()
         measured = torch.stack([loss.detach(), feature_spread(features), retrieval])
         if self.fabric.world_size > 1:
-            measured = self.fabric.all_reduce(measured, reduce_op="mean")
+            measured = self.all_reduce(measured, "mean")
         loss_value, spread, share = measured.tolist()
         for name, value in zip(SUMS, (loss_value, chance_level(len(batch)), spread, share), strict=True):
             self.sums[name] += value
 
     def gather(self, local: Tensor) -> Tensor:
         """All processes' tensors, with gradients: [...] -> [world_size, ...]."""
-        return self.fabric.all_gather(local, sync_grads=True)
+        return cast("Tensor", self.fabric.all_gather(local, sync_grads=True))
+
+    def all_reduce(self, local: Tensor, operation: str) -> Tensor:
+        """Sum or mean of all processes' tensors."""
+        return cast("Tensor", self.fabric.all_reduce(local, reduce_op=operation))
 
     def save(self) -> None:
         """Writes the checkpoint and the metrics (first process only)."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import lightgbm
 import numpy as np
@@ -47,7 +48,7 @@ def train_trees(
         "verbosity": -1,
     }
     training_set = lightgbm.Dataset(*train)
-    callbacks = [lightgbm.early_stopping(config.early_stopping, verbose=False)] if config.early_stopping else []
+    callbacks: list[Callable[..., Any]] = [lightgbm.early_stopping(config.early_stopping, verbose=False)] if config.early_stopping else []
     validation = [lightgbm.Dataset(*valid, reference=training_set)] if config.early_stopping else []
     return lightgbm.train(parameters, training_set, config.num_trees, valid_sets=validation, callbacks=callbacks)
 
@@ -78,6 +79,6 @@ def load_trees(path: Path) -> lightgbm.Booster:
     """
     existing_file(path, "LightGBM decoder")
     text = path.read_text(encoding="utf-8", errors="replace")
-    if not text.startswith("tree\n"):
+    if not text.startswith("tree\n") or "\nend of trees\n" not in text:
         raise InputError(f"LightGBM decoder {path} is not in LightGBM's text format; train the model again with train_ODPrediction.py")
     return lightgbm.Booster(model_str=text)

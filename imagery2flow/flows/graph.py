@@ -132,13 +132,17 @@ def read_distances(path: str | Path, geocodes: Sequence[str], ledger: Ledger) ->
     Raises:
         TableError: Ids are unknown or repeated, or distances are negative.
     """
-    table = read_table(path, "distances", ("h_geocode", "w_geocode", "Unnamed: 0", "geocode"))
+    table = read_table(path, "distances", ("h_geocode", "w_geocode", 0))
     ledger.reads(path)
     if not {"h_geocode", "w_geocode", "distance_m"} <= set(table.columns):
         square = table.set_index(table.columns[0])
         square.index = square.index.astype(str)
         table = square.rename_axis("h_geocode").melt(ignore_index=False, var_name="w_geocode", value_name="distance_m").reset_index()
-    table = table.dropna(subset=["distance_m"])
+    numbers = pd.to_numeric(table.distance_m, errors="coerce")
+    wrong = table.distance_m[(numbers.isna() & table.distance_m.notna()) | np.isinf(numbers)]
+    if len(wrong):
+        raise TableError(f"distances {path} hold {len(wrong):,} values that are infinite or no numbers ({shown(wrong)}); give metres")
+    table = table.assign(distance_m=numbers).dropna(subset=["distance_m"])
     table = table[(table.distance_m != 0) | (table.h_geocode == table.w_geocode)]
     index = pd.Index(geocodes)
     origin, destination = index.get_indexer(table.h_geocode.astype(str)), index.get_indexer(table.w_geocode.astype(str))
@@ -147,7 +151,10 @@ def read_distances(path: str | Path, geocodes: Sequence[str], ledger: Ledger) ->
         raise TableError(
             f"distances {path} name none of the {len(index):,} units ({shown(table.h_geocode)} there, {shown(index)} in the units); check that ids are text of equal length"
         )
-    ledger.leave_out("distances of units that are not in the region", sorted(set(table.h_geocode[origin < 0].astype(str))))
+    ledger.leave_out(
+        "distances of units that are not in the region",
+        sorted(set(table.h_geocode[origin < 0].astype(str)) | set(table.w_geocode[destination < 0].astype(str))),
+    )
     if (table.distance_m < 0).any():
         raise TableError(f"distances {path} hold {(table.distance_m < 0).sum():,} negative values; give metres, 0 or more")
     if table[["h_geocode", "w_geocode"]].duplicated().any():

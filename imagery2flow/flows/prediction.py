@@ -40,6 +40,7 @@ def test_flows(config: FlowTestConfig, ledger: Ledger) -> Path:
     with deterministic_on_cpu(record.device):
         hidden = record.embed(region)
         observed, predictions = write_predictions(config, record, region, hidden, folder)
+    (folder / "metrics.json").unlink(missing_ok=True)
     ledger.note(f"predictions are in {folder}")
     if observed is not None:
         score(config, record, observed, predictions, folder, ledger)

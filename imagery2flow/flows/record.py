@@ -6,15 +6,17 @@ comes from the source region and travels with the model, so that numbers mean th
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import lightgbm
 import numpy as np
+import shapely
 import torch
 
 from imagery2flow.flows.decoder import load_trees, predict_trees, save_trees
+from imagery2flow.flows.graph import RegionGraph
 from imagery2flow.flows.model import FlowModel, GraphTensors
 from imagery2flow.flows.region import Region
 from imagery2flow.flows.table import FlowTable
@@ -53,12 +55,14 @@ class Scaling:
         Raises:
             TableError: The region's features are not the model's.
         """
-        if region.columns != self.columns:
+        if set(region.columns) != set(self.columns):
             extra, absent = sorted(set(region.columns) - set(self.columns)), sorted(set(self.columns) - set(region.columns))
             raise TableError(
                 f"the features of {region.name} have {len(region.columns)} columns but the model was trained on {len(self.columns)} "
                 f"(missing: {shown(absent) or 'none'}; unknown: {shown(extra) or 'none'}); embed this region with the encoder that the model was trained with"
             )
+        order = [region.columns.index(column) for column in self.columns]
+        region = replace(region, columns=self.columns, embeddings=region.embeddings[:, order])
         scaled = (raw_features(region, self.area_feature) - self.mean) / self.std
         weight = region.graph.edge_distance_m() / self.edge_m
         return GraphTensors(
@@ -84,25 +88,24 @@ def fit_scaling(region: Region, area_feature: bool) -> Scaling:
     """Learns the scaling from the source region: all of its units, no flows."""
     features = raw_features(region, area_feature)
     std = features.std(axis=0)
-    longitude, latitude = region.graph.longitude, region.graph.latitude
-    corners = FlowTable(region.graph.geocodes, *far_pairs(longitude, latitude))
     return Scaling(
         columns=region.columns,
         mean=features.mean(axis=0),
         std=np.where(std > 1e-12, std, 1.0),
-        distance_m=max(float(region.graph.distance_m(corners.origin, corners.destination).max()), 1.0),
+        distance_m=max(largest_distance_m(region.graph), 1.0),
         edge_m=max(float(region.graph.edge_distance_m().max(initial=0.0)), 1.0),
         area_feature=area_feature,
     )
 
 
-def far_pairs(longitude: np.ndarray, latitude: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pairs among which the two units farthest apart are: those on the hull in eight directions, each with every unit."""
-    angle = np.arange(8) * np.pi / 8
-    along = np.cos(np.radians(latitude.mean())) * longitude[:, None] * np.cos(angle) + latitude[:, None] * np.sin(angle)  # [num_units, 8]
-    extreme = np.unique(np.concatenate([along.argmin(axis=0), along.argmax(axis=0)]))
-    origin, destination = (grid.reshape(-1) for grid in np.meshgrid(extreme, np.arange(len(longitude)), indexing="ij"))
-    return origin, destination, np.full(len(origin), np.nan)
+def largest_distance_m(graph: RegionGraph) -> float:
+    """Largest distance between two units: the two are among the corners of the convex hull, or in the user's table."""
+    flat = np.stack([np.cos(np.radians(graph.latitude.mean())) * graph.longitude, graph.latitude], axis=1)  # [num_units, 2]
+    hull = shapely.get_coordinates(shapely.convex_hull(shapely.multipoints(flat)))
+    corners = np.flatnonzero((flat[:, None] == hull).all(axis=2).any(axis=1))
+    origin, destination = (grid.reshape(-1) for grid in np.meshgrid(corners, np.arange(len(flat)), indexing="ij"))
+    largest = float(graph.distance_m(origin, destination).max())
+    return largest if graph.table_m is None else max(largest, float(np.nanmax(graph.table_m)))
 
 
 @dataclass(frozen=True)

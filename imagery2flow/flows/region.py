@@ -107,6 +107,7 @@ def read_embeddings(path: str, units: pd.Index, ledger: Ledger) -> pd.DataFrame:
             raise TableError(f"features {path} have no column geocode, but {shown(table.columns)}; name the column of ids geocode")
         table = table.reset_index()
     ledger.came_in["embeddings"] = len(table)
+    table.columns = table.columns.astype(str)
     faults = Faults(f"features {path}")
     check_features(table, faults)
     faults.raise_if_any()

@@ -130,7 +130,7 @@ def check_flow_ids(table: pd.DataFrame, geocodes: Sequence[str], drop_unknown_un
     for column in ("h_geocode", "w_geocode"):
         ids = table[column]
         if pd.api.types.is_numeric_dtype(ids):
-            faults.add(f"{column} holds numbers ({ids.iloc[0]}), so that leading zeros are lost; store ids as text")
+            faults.add(f"{column} holds numbers ({ids.iloc[0] if len(ids) else 'none'}), so that leading zeros are lost; store ids as text")
             continue
         if ids.isna().any():
             faults.add(f"{ids.isna().sum():,} values of {column} are empty; give every flow both ids")
@@ -245,6 +245,10 @@ def read_population(path: str, column: str, geocodes: Sequence[str], ledger: Led
     if not {"geocode", column} <= set(table.columns):
         raise TableError(
             f"population {path} needs the columns geocode and {column}, but has {', '.join(map(str, table.columns[:8]))}, ...; name the column with --population_column"
+        )
+    if pd.api.types.is_numeric_dtype(table.geocode):
+        raise TableError(
+            f"population {path}: geocode holds numbers ({table.geocode.iloc[0] if len(table) else 'none'}), so that leading zeros are lost; store ids as text"
         )
     if table.geocode.duplicated().any():
         raise TableError(

@@ -31,6 +31,7 @@ from imagery2flow.flows.region import Region, load_region
 from imagery2flow.flows.table import SPLITS, UNIVERSES, FlowTable, check_split, read_population, read_split, split_origins
 from imagery2flow.run.config import FlowTrainingConfig
 from imagery2flow.run.device import choose_device, deterministic_on_cpu, generator, seeded_initialisation
+from imagery2flow.run.errors import InputError
 from imagery2flow.run.files import write_json, write_table
 from imagery2flow.run.stage import Ledger
 
@@ -123,7 +124,7 @@ def train_network(
     for epoch in tqdm(range(config.max_epochs), desc="train flows", unit="epoch", disable=None):
         optimizer.param_groups[0]["lr"] = learning_rate(config, epoch)  # the group of sigma keeps its own
         loss = train_epoch(model, loss_function, optimizer, graph, pairs["train"], config, epoch)
-        if (epoch + 1) % config.evaluate_every:
+        if (epoch + 1) % config.evaluate_every and epoch + 1 < config.max_epochs:
             continue
         scores = validate(model, graph, pairs["valid"])
         history.append(
@@ -143,6 +144,8 @@ def train_network(
             )
         if epoch + 1 - best_epoch >= config.patience:
             break
+    if best_epoch == 0:
+        raise InputError(f"no epoch gave a validation {config.select_by} that is a number: the training diverged; lower --lr {config.lr}")
     model.load_state_dict(best_state)
     ledger.note(f"kept epoch {best_epoch} of {history[-1]['epoch'] if history else 0}: validation {config.select_by} {abs(best_score):.3f}")
     return model, history

@@ -32,7 +32,7 @@ from imagery2flow.imagery import units as areal_units
 from imagery2flow.imagery.scene import Scene, SceneReader, check_scenes_agree, open_scene
 from imagery2flow.run.config import PreprocessingConfig
 from imagery2flow.run.errors import InputError, MissingInputError
-from imagery2flow.run.files import replacing, write_json, write_table
+from imagery2flow.run.files import read_table, replacing, write_json, write_table
 from imagery2flow.run.stage import Ledger
 
 WRITTEN, OUTSIDE, ALL_NODATA, TOO_FEW_VALID = "written", "outside every scene", "all nodata", "below --min_valid"
@@ -160,6 +160,9 @@ def candidates_on(scene: Scene, number: int, geometries: Any, config: Preprocess
     keep_window = config.mode == "points" or config.context_m is not None
     column, row, width, height = windows.T
     meets = (column < scene.width) & (row < scene.height) & (column + width > 0) & (row + height > 0)
+    corners = [scene.transform * corner for corner in ((0, 0), (scene.width, 0), (scene.width, scene.height), (0, scene.height))]
+    if not keep_window:
+        meets &= geometries.intersects(shapely.Polygon(corners)).to_numpy()
     for position in np.flatnonzero(meets):
         outline = None if keep_window else geometries.iloc[position]
         yield geometries.index[position], Candidate(number, areal_units.as_window(windows[position]), outline)
@@ -341,4 +344,8 @@ def read_manifest(folder: Path) -> pd.DataFrame:
     path = folder / "manifest.csv"
     if not path.is_file():
         raise MissingInputError(f"{folder} has no manifest.csv; make the patches with img_preprocessing.py")
-    return pd.read_csv(path, dtype={"geocode": str, "path": str})
+    table = read_table(path, "manifest", ("geocode", "path"))
+    absent = [name for name in ("geocode", "status", "path") if name not in table]
+    if absent:
+        raise InputError(f"{path} has no column {', '.join(absent)}; make the patches with img_preprocessing.py, or remove the file")
+    return table

@@ -16,7 +16,7 @@ from rasterio.errors import RasterioIOError
 from tqdm import tqdm
 
 from imagery2flow.imagery.patches import WRITTEN, read_manifest
-from imagery2flow.imagery.scene import band_name, choose_bands
+from imagery2flow.imagery.scene import choose_bands, imagery_bands
 from imagery2flow.run.errors import BandError, InputError, MissingInputError, TableError, shown
 from imagery2flow.run.stage import Ledger
 
@@ -76,6 +76,7 @@ def load_patches(data_path: str, bands: Sequence[str], ledger: Ledger) -> PatchS
         MissingInputError: The folder is absent or holds no patch.
         BandError: Bands are missing, or differ between patches.
         TableError: An id occurs more than once.
+        InputError: No patch has a valid pixel.
     """
     folder = Path(data_path)
     paths = find_patches(folder, ledger)
@@ -94,6 +95,8 @@ def load_patches(data_path: str, bands: Sequence[str], ledger: Ledger) -> PatchS
         masks.append(valid.reshape(-1))
     ledger.came_in["patches"] = len(paths)
     values, valid = np.concatenate(pixels), np.concatenate(masks)
+    if not valid.any():
+        raise InputError(f"no patch of {folder} has a valid pixel; check the nodata value of the scene")
     first_pixel = np.concatenate([[0], np.cumsum(shapes.prod(axis=1))[:-1]])
     return PatchSet(tuple(paths), values, valid, first_pixel, shapes[:, 0], shapes[:, 1], measure(values, valid, names))
 
@@ -141,7 +144,7 @@ def choose_patch_bands(path: Path, bands: Sequence[str]) -> tuple[list[int], tup
         BandError: A count differs from the patches' bands, or a name is not among them.
     """
     with open_patch(path) as patch:
-        available = {number: band_name(text, number) for number, text in enumerate(patch.descriptions, start=1)}
+        available = imagery_bands(patch)
     if len(bands) == 1 and bands[0].isdigit():
         if int(bands[0]) != len(available):
             listing = ", ".join(available.values())
@@ -175,7 +178,8 @@ def read_patch(path: Path, chosen: Sequence[int], names: Sequence[str]) -> tuple
         InputError: The file is damaged.
     """
     with open_patch(path) as patch:
-        found = [band_name(patch.descriptions[number - 1], number) if number <= patch.count else "none" for number in chosen]
+        available = imagery_bands(patch)
+        found = [available.get(number, "none") for number in chosen]
         if found != list(names):
             raise BandError(
                 f"patch {path} has the bands {', '.join(found)} where the others have {', '.join(names)}; cut all patches from scenes with equal bands"

@@ -54,7 +54,8 @@ class Scene:
         band_names: Name of each of them.
         dtype: NumPy type of the pixels.
         nodata: Value that marks missing pixels, or None.
-        has_mask: Whether the file carries a mask or an alpha band.
+        has_mask: Whether the file itself says which pixels are valid.
+        block_width: Width of the blocks that the file is stored in.
     """
 
     path: Path
@@ -102,6 +103,38 @@ def band_name(description: str | None, number: int) -> str:
     return known[0] if known else description.strip().lower()
 
 
+def band_names(descriptions: Sequence[str | None]) -> list[str]:
+    """Common names of all bands of a file; bands that would share one (``TM3_red``, ``TM3_red_qa``) keep what the file says of them."""
+    common = [band_name(text, number) for number, text in enumerate(descriptions, start=1)]
+    return [name if common.count(name) == 1 else str(text).strip().lower() for name, text in zip(common, descriptions, strict=True)]
+
+
+def imagery_bands(dataset: rasterio.DatasetReader, names: Sequence[str] = ()) -> dict[int, str]:
+    """Number and name of the bands of a file that are imagery.
+
+    An alpha band is a mask, not imagery. GDAL takes the fourth band of any uint8 file for alpha: a band that names a part of the spectrum is
+    imagery all the same.
+
+    Args:
+        dataset: The file.
+        names: Names of all bands, instead of those that the file carries.
+    """
+    all_names = band_names(names or dataset.descriptions)
+    kinds = [kind.name for kind in dataset.colorinterp]
+    return {
+        number: name
+        for number, (name, kind) in enumerate(zip(all_names, kinds, strict=True), start=1)
+        if kind != "alpha" or name in BAND_WORDS.values()
+    }
+
+
+def needs_mask(dataset: rasterio.DatasetReader, imagery: dict[int, str], chosen: Sequence[int]) -> bool:
+    """Whether the file itself must say which pixels are valid: it carries a mask or an alpha band, or its bands mark nodata differently."""
+    has_alpha = len(imagery) < dataset.count
+    has_mask = any(MaskFlags.per_dataset in flags and (has_alpha or MaskFlags.alpha not in flags) for flags in dataset.mask_flag_enums)
+    return has_mask or len({dataset.nodatavals[number - 1] for number in chosen}) > 1
+
+
 def open_scene(path: str, bands: Sequence[str] = (), names: Sequence[str] = (), nodata: float | None = None) -> Scene:
     """Reads what a file says of itself.
 
@@ -118,19 +151,19 @@ def open_scene(path: str, bands: Sequence[str] = (), names: Sequence[str] = (), 
     """
     try:
         with rasterio.open(path) as dataset:
-            descriptions = dataset.descriptions
             if names and len(names) != dataset.count:
                 raise BandError(
                     f"--band_names names {len(names)} bands ({', '.join(names)}) but scene {path} has {dataset.count}; name each band once"
                 )
-            all_names = list(names) or [band_name(text, number) for number, text in enumerate(descriptions, start=1)]
-            # An alpha band is a mask, not imagery.
-            flags = dataset.mask_flag_enums
-            alpha = {index + 1 for index, kind in enumerate(dataset.colorinterp) if kind.name == "alpha"}
-            candidates = [number for number in range(1, dataset.count + 1) if number not in alpha]
-            chosen = choose_bands(bands, {number: all_names[number - 1] for number in candidates}, f"scene {path}")
-            if np.dtype(dataset.dtypes[0]).kind == "c":
-                raise InputError(f"scene {path} has complex pixels ({dataset.dtypes[0]}); convert it to real numbers first")
+            imagery = imagery_bands(dataset, names)
+            chosen = choose_bands(bands, imagery, f"scene {path}")
+            dtypes = sorted({dataset.dtypes[number - 1] for number in chosen})
+            if len(dtypes) > 1:
+                raise BandError(f"scene {path} has bands of different types ({', '.join(dtypes)}); choose bands of one type with --bands")
+            if np.dtype(dtypes[0]).kind == "c":
+                raise InputError(f"scene {path} has complex pixels ({dtypes[0]}); convert it to real numbers first")
+            declared = {dataset.nodatavals[number - 1] for number in chosen}
+            own_nodata = declared.pop() if len(declared) == 1 else None
             return Scene(
                 path=Path(path),
                 crs=dataset.crs,
@@ -138,10 +171,10 @@ def open_scene(path: str, bands: Sequence[str] = (), names: Sequence[str] = (), 
                 width=dataset.width,
                 height=dataset.height,
                 bands=tuple(chosen),
-                band_names=tuple(all_names[number - 1] for number in chosen),
-                dtype=dataset.dtypes[0],
-                nodata=dataset.nodata if dataset.nodata is not None else nodata,
-                has_mask=any(MaskFlags.per_dataset in flag for flag in flags),
+                band_names=tuple(imagery[number] for number in chosen),
+                dtype=dtypes[0],
+                nodata=nodata if own_nodata is None else own_nodata,
+                has_mask=needs_mask(dataset, imagery, chosen),
                 block_width=dataset.block_shapes[0][1],
             )
     except RasterioIOError as error:
@@ -159,7 +192,7 @@ def choose_bands(asked: Sequence[str], available: dict[int, str], where: str) ->
         return list(available)
     chosen = []
     for wanted in asked:
-        matching = [number for number, name in available.items() if name == wanted.lower() or str(number) == wanted]
+        matching = [number for number, name in available.items() if name.lower() == wanted.lower() or str(number) == wanted]
         if len(matching) != 1:
             problem = "has no" if not matching else f"has {len(matching)} bands named"
             listing = ", ".join(f"{number} {name}" for number, name in available.items())
@@ -217,7 +250,7 @@ class SceneReader:
         columns = slice(column - window.col_off, column - window.col_off + width)
         try:
             values[:, rows, columns] = dataset.read(list(scene.bands), window=inner)
-            valid[rows, columns] = dataset.read_masks(scene.bands[0], window=inner) > 0 if scene.has_mask else True
+            valid[rows, columns] = (dataset.read_masks(list(scene.bands), window=inner) > 0).all(axis=0) if scene.has_mask else True
         except RasterioIOError as error:
             raise InputError(
                 f"scene {scene.path} cannot be read at {inner} ({str(error).splitlines()[0]}); the file may be truncated: copy it again"
@@ -235,7 +268,7 @@ class SceneReader:
 
 def missing(values: np.ndarray, nodata: float | None) -> np.ndarray:
     """Where any band [num_bands, height, width] is NaN or equals nodata: [height, width] of bool."""
-    absent = np.isnan(values).any(axis=0) if values.dtype.kind == "f" else np.zeros(values.shape[1:], dtype=bool)
+    absent = (~np.isfinite(values)).any(axis=0) if values.dtype.kind == "f" else np.zeros(values.shape[1:], dtype=bool)
     if nodata is not None and not np.isnan(nodata):
         absent |= (values == np.asarray(nodata, dtype=values.dtype)).any(axis=0) if fits_type(nodata, values.dtype) else False
     return absent

@@ -176,7 +176,7 @@ def point_windows(points: gpd.GeoSeries, scene: Scene, size: int) -> np.ndarray:
         )
     columns, rows = ~scene.transform * (points.x.to_numpy(), points.y.to_numpy())
     # The point lies in the pixel right and below the square's centre, at the centre itself for a point on a pixel's corner.
-    first_column, first_row = np.floor(columns + 0.5) - size // 2, np.floor(rows + 0.5) - size // 2
+    first_column, first_row = np.floor(columns - size / 2 + 0.5), np.floor(rows - size / 2 + 0.5)
     side = np.full(len(points), size)
     return np.stack([first_column, first_row, side, side], axis=1).astype(np.int64)
 

@@ -189,12 +189,12 @@ def render(pyramid: Pyramid, boxes: Boxes, view_size: int) -> tuple[Tensor, Tens
     device = pyramid.values.device
     level = choose_level(boxes, view_size, pyramid.height.shape[1])
     at_level = tuple(table[boxes.patch, level] for table in (pyramid.first_pixel, pyramid.height, pyramid.width))
-    scale_y, scale_x = at_level[1] / pyramid.height[boxes.patch, 0], at_level[2] / pyramid.width[boxes.patch, 0]
-    corner = (boxes.top * scale_y, boxes.left * scale_x, boxes.height * scale_y, boxes.width * scale_x)
+    scale = 0.5**level
+    corner = (boxes.top * scale, boxes.left * scale, boxes.height * scale, boxes.width * scale)
     first, height, width = (part.to(device)[:, None, None] for part in at_level)
     top, left, box_height, box_width = (part.to(device)[:, None, None] for part in corner)
     vertical, horizontal = oriented_grid(boxes.orientation.to(device), view_size)  # [batch, view_size, view_size], 0..1
-    y, x = top + vertical * box_height - 0.5, left + horizontal * box_width - 0.5
+    y, x = top + vertical * box_height / view_size - 0.5, left + horizontal * box_width / view_size - 0.5
     row, column = y.floor(), x.floor()
     below, right = y - row, x - column  # weights of the next row and column
     total = torch.zeros((*y.shape, pyramid.values.shape[1]), device=device)
@@ -220,12 +220,15 @@ def choose_level(boxes: Boxes, view_size: int, num_levels: int) -> Tensor:
 
 def oriented_grid(orientation: Tensor, view_size: int) -> tuple[Tensor, Tensor]:
     """Relative vertical and horizontal position in the crop, 0..1, of every pixel of a view, by orientation: [batch, size, size] each."""
-    centres = (torch.arange(view_size, device=orientation.device) + 0.5) / view_size
+    centres = torch.arange(view_size, device=orientation.device) + 0.5
     batch = len(orientation)
     vertical = centres[None, :, None].expand(batch, view_size, view_size)
     horizontal = centres[None, None, :].expand(batch, view_size, view_size)
     bit = orientation[:, None, None]
-    horizontal, vertical = torch.where(bit & 1 > 0, 1 - horizontal, horizontal), torch.where(bit & 2 > 0, 1 - vertical, vertical)
+    horizontal, vertical = (
+        torch.where(bit & 1 > 0, view_size - horizontal, horizontal),
+        torch.where(bit & 2 > 0, view_size - vertical, vertical),
+    )
     transposed = bit & 4 > 0
     return torch.where(transposed, horizontal, vertical), torch.where(transposed, vertical, horizontal)
 

@@ -25,6 +25,17 @@ class OneLineParser(ArgumentParser):
         print(f"{self.prog}: error: {sentence}; see {self.prog} --help", file=sys.stderr)
         raise SystemExit(2)
 
+    def _check_value_key(self, action: Any, value: Any, key: str, cfg: Any, append: bool = False) -> Any:
+        """Takes one value in YAML for a list of one."""
+        if action.nargs in ("*", "+") and value is not None and not isinstance(value, list):
+            value = [value]
+        return super()._check_value_key(action, value, key, cfg, append)
+
+
+def text(value: object) -> str:
+    """An item of a list of texts; YAML reads 3 as a number."""
+    return str(value)
+
 
 def parse_config(stage: str, config_class: type[Config], argv: Sequence[str] | None = None) -> Config:
     """Reads YAML and flags into the dataclass of a stage; flags override YAML, YAML overrides the defaults.
@@ -48,7 +59,7 @@ def parse_config(stage: str, config_class: type[Config], argv: Sequence[str] | N
 def build_parser(stage: str, config_class: type[Any]) -> OneLineParser:
     """One flag per field of the dataclass; the help comes from the class's docstring."""
     docstring = parse_docstring(config_class.__doc__ or "")
-    parser = OneLineParser(prog=stage, description=docstring.short_description)
+    parser = OneLineParser(prog=stage, description=docstring.short_description, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="YAML file of settings; flags override it.")
     add_fields(parser, config_class)
     return parser
@@ -75,7 +86,8 @@ def add_fields(parser: ArgumentParser, config_class: type[Any], prefix: str = ""
         else:
             options["required"] = True
         if typing.get_origin(kind) is list:  # several values after one flag, as published: --schedule 90 110
-            options.update(type=typing.get_args(kind)[0], nargs="+" if "required" in options else "*")
+            item_kind = typing.get_args(kind)[0]
+            options.update(type=text if item_kind is str else item_kind, nargs="+" if "required" in options else "*")
         if kind is bool:  # both --cos and --cos true
             options.update(nargs="?", const=True)
         parser.add_argument(f"--{name}", **options)
@@ -87,6 +99,8 @@ def to_dataclass(config_class: type[Config], namespace: Namespace) -> Config:
     Raises:
         InputError: A value is out of range.
     """
+    if not isinstance(namespace, Namespace):
+        raise InputError(f"views {namespace} must be a group of settings")
     types = typing.get_type_hints(config_class)
     values = {
         item.name: to_dataclass(types[item.name], namespace[item.name])

@@ -168,6 +168,7 @@ class EncoderConfig:
 
     def __post_init__(self) -> None:
         require(self.lr > 0, "lr", self.lr, "above 0")
+        require(self.seed >= 0, "seed", self.seed, "0 or more")
         require(self.batch_size >= 2, "batch_size", self.batch_size, "2 or more: a view needs another image as its negative")
         require(self.projection_dim > 0, "projection_dim", self.projection_dim, "above 0")
         require(self.temperature > 0, "temperature", self.temperature, "above 0")
@@ -327,7 +328,7 @@ class FlowTrainingConfig(RegionConfig):
     def __post_init__(self) -> None:
         for name in ("max_epochs", "lr", "sigma_lr", "embedding_size", "batch_size", "grad_norm", "evaluate_every", "patience"):
             require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
-        for name in ("num_hidden_layers", "warmup_epochs", "decay_epochs"):
+        for name in ("num_hidden_layers", "warmup_epochs", "decay_epochs", "seed"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
 
 
@@ -373,6 +374,7 @@ class SyntheticConfig:
     size_px: int = 640
 
     def __post_init__(self) -> None:
+        require(self.seed >= 0, "seed", self.seed, "0 or more")
         require(self.num_units >= 10, "num_units", self.num_units, "10 or more")
         require(1 <= self.utm_zone <= 60, "utm_zone", self.utm_zone, "1 to 60")
         require(self.size_px**2 >= 200 * self.num_units, "size_px", self.size_px, "large enough for 200 pixels per unit")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-import torch.utils.deterministic
+from torch.utils import deterministic
 
 from imagery2flow.run.errors import InputError
 
@@ -85,7 +85,7 @@ def generator(seed: int, *keys: int) -> torch.Generator:
 
     Keys name the purpose, for example (epoch, step), so that a resumed run draws what an uninterrupted one would have drawn.
     """
-    state = np.random.SeedSequence([seed, *keys]).generate_state(1, dtype=np.uint64)[0]
+    state = np.random.SeedSequence(seed, spawn_key=keys).generate_state(1, dtype=np.uint64)[0]
     return torch.Generator().manual_seed(int(state & np.uint64(0x7FFF_FFFF_FFFF_FFFF)))
 
 
@@ -101,11 +101,11 @@ def seeded_initialisation(seed: int) -> Iterator[None]:
 def deterministic_on_cpu(device: torch.device) -> Iterator[None]:
     """On a CPU, makes sums over indices independent of the threads, so that equal runs are equal to the bit; elsewhere changes nothing."""
     before = torch.are_deterministic_algorithms_enabled()
-    fill = torch.utils.deterministic.fill_uninitialized_memory
+    fill = deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]  # a property of the module
     torch.use_deterministic_algorithms(before or device.type == "cpu")
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before)
-        torch.utils.deterministic.fill_uninitialized_memory = fill
+        deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]

@@ -33,9 +33,9 @@ class TableError(InputError):
 
 def shown(values: Iterable[object]) -> str:
     """Lists the first values of a collection and how many more there are: ``a, b, c and 7 more``."""
-    values = [str(value) for value in values]
-    head = ", ".join(values[:EXAMPLES_SHOWN])
-    rest = len(values) - EXAMPLES_SHOWN
+    texts = [str(value) for value in values]
+    head = ", ".join(texts[:EXAMPLES_SHOWN])
+    rest = len(texts) - EXAMPLES_SHOWN
     return f"{head} and {rest:,} more" if rest > 0 else head
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 HASH_BLOCK_BYTES = 1 << 20
+MISSING_NUMBERS = ["", "NA", "N/A", "n/a", "NaN", "nan", "NULL", "null", "None", "#N/A"]
 TABLE_SUFFIXES = (".csv", ".csv.gz", ".parquet")
 
 
@@ -62,14 +63,12 @@ def load_tensors(path: Path, what: str) -> dict[str, Any]:
         MissingInputError: There is no such file.
         InputError: The file is not a plain dictionary of tensors and values.
     """
-    import pickle
-
     import torch
 
     existing_file(path, what)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+    except Exception as error:  # a damaged archive raises a dozen classes, depending on which byte is wrong
         first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{what} {path} cannot be read as a file of weights ({first_line}); name one that this project wrote") from error
     if not isinstance(content, dict):
@@ -91,8 +90,13 @@ def existing_file(path: str | Path, what: str) -> Path:
     raise MissingInputError(f"{what} {path} {kind}; check the path")
 
 
-def read_table(path: str | Path, what: str, text_columns: Iterable[str]) -> pd.DataFrame:
+def read_table(path: str | Path, what: str, text_columns: Iterable[str | int]) -> pd.DataFrame:
     """Reads a CSV or Parquet table; the columns of ids are read as text, so that leading zeros survive.
+
+    Args:
+        path: CSV, gzipped CSV or Parquet.
+        what: What the table holds, for messages.
+        text_columns: Names or positions of the columns of ids; a name that is not there is passed over.
 
     Raises:
         MissingInputError: There is no such file.
@@ -106,8 +110,12 @@ def read_table(path: str | Path, what: str, text_columns: Iterable[str]) -> pd.D
     try:
         if path.name.endswith(".parquet"):
             return pd.read_parquet(path)
-        return pd.read_csv(path, dtype=dict.fromkeys(text_columns, "str"), low_memory=False)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, OSError, ValueError) as error:
+        columns = pd.read_csv(path, nrows=0).columns
+        ids = {columns[name] if isinstance(name, int) else name for name in text_columns if name != 0 or len(columns)}
+        # "NA" is missing as a number, but an id may be NA: of ids only the empty cell is missing.
+        missing = {column: [""] if column in ids else MISSING_NUMBERS for column in columns}
+        return pd.read_csv(path, dtype=dict.fromkeys(ids, "str"), keep_default_na=False, na_values=missing, low_memory=False)
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, OSError, EOFError, ValueError) as error:
         raise InputError(
             f"{what} {path} cannot be parsed as a table ({str(error).splitlines()[0]}); check that it is a CSV or Parquet file"
         ) from error
@@ -169,9 +177,11 @@ class TableWriter:
 
 def save_figure(path: Path, figure: Figure) -> None:
     """Writes a figure as PNG, PDF or SVG, by the suffix of ``path``; without the date, so that equal figures give equal bytes."""
+    from matplotlib import rc_context
+
     path.parent.mkdir(parents=True, exist_ok=True)
     dateless = {".png": {"Software": None}, ".pdf": {"CreationDate": None}, ".svg": {"Date": None}}[path.suffix]
-    with replacing(path) as temporary:
+    with replacing(path) as temporary, rc_context({"svg.hashsalt": "imagery2flow"}):
         figure.savefig(temporary, metadata=dateless)
 
 

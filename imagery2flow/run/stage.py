@@ -57,9 +57,9 @@ class Ledger:
 
     def leave_out(self, reason: str, ids: Iterable[object]) -> None:
         """Notes ids that do not go on, and why; an empty collection notes nothing."""
-        ids = [str(value) for value in ids]
-        if ids:
-            self.left_out.setdefault(reason, []).extend(ids)
+        texts = [str(value) for value in ids]
+        if texts:
+            self.left_out.setdefault(reason, []).extend(texts)
 
     def reads(self, path: str | Path) -> None:
         """Notes an input file, whose hash goes into ``run.json``."""

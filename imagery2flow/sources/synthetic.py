@@ -144,10 +144,10 @@ def write_scene(path: Path, image: np.ndarray, transform: Affine, crs: str) -> N
     """Writes a tiled GeoTIFF of named bands [3, size, size]."""
     bands, height, width = image.shape
     profile = {"driver": "GTiff", "count": bands, "height": height, "width": width, "dtype": "uint16", "crs": crs, "transform": transform}
-    with replacing(path) as temporary:
-        with rasterio.open(temporary, "w", **profile, nodata=0, tiled=True, blockxsize=256, blockysize=256, compress="deflate") as scene:
-            scene.write(image)
-            scene.descriptions = BANDS
+    profile |= {"nodata": 0, "tiled": True, "blockxsize": 256, "blockysize": 256, "compress": "deflate"}
+    with replacing(path) as temporary, rasterio.open(temporary, "w", **profile) as scene:
+        scene.write(image)
+        scene.descriptions = BANDS
 
 
 def make_units(config: SyntheticConfig, land: Landscape, transform: Affine, crs: str, random: np.random.Generator) -> gpd.GeoDataFrame:
@@ -185,7 +185,9 @@ def spread_points(probability: np.ndarray, config: SyntheticConfig, random: np.r
 
 def people_per_unit(units: gpd.GeoDataFrame, land: Landscape, transform: Affine) -> tuple[np.ndarray, np.ndarray]:
     """Residents and jobs of every unit: [num_units] each."""
-    owner = rasterize(zip(units.geometry, range(1, len(units) + 1), strict=True), out_shape=land.land_use.shape, transform=transform, dtype="int32")
+    owner = rasterize(
+        zip(units.geometry, range(1, len(units) + 1), strict=True), out_shape=land.land_use.shape, transform=transform, dtype="int32"
+    )
     residents = np.bincount(owner.reshape(-1), land.residents.reshape(-1), minlength=len(units) + 1)[1:]
     jobs = np.bincount(owner.reshape(-1), land.jobs.reshape(-1), minlength=len(units) + 1)[1:]
     return residents, jobs

@@ -52,7 +52,7 @@ def test_the_fabric_says_what_was_chosen_and_why():
 
 def test_a_generator_gives_the_same_numbers_on_every_machine():
     numbers = torch.randint(1000, (4,), generator=generator(42, 1, 2))
-    assert numbers.tolist() == [729, 961, 115, 827]
+    assert numbers.tolist() == [793, 706, 373, 199]
     assert torch.equal(numbers, torch.randint(1000, (4,), generator=generator(42, 1, 2)))
 
 
