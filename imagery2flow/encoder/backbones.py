@@ -8,7 +8,7 @@ from __future__ import annotations
 import torchvision
 from torch import nn
 
-from imagery2flow.run.device import seeded_initialisation
+from imagery2flow.run.device import seeded
 
 
 def build_backbone(name: str, num_bands: int, view_size: int, seed: int) -> tuple[nn.Module, int]:
@@ -23,7 +23,7 @@ def build_backbone(name: str, num_bands: int, view_size: int, seed: int) -> tupl
     Returns:
         The module, [batch, num_bands, view_size, view_size] -> [batch, dim], and ``dim``.
     """
-    with seeded_initialisation(seed):
+    with seeded(seed):
         if name == "vit_l_16":
             return build_vit(num_bands, view_size)
         model = getattr(torchvision.models, name)(weights=None)

@@ -16,7 +16,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from imagery2flow.run.device import seeded_initialisation
+from imagery2flow.run.device import seeded
 
 Gather = Callable[[Tensor], Tensor]
 
@@ -69,7 +69,7 @@ class SimCLR(nn.Module):
     def __init__(self, backbone: nn.Module, dim: int, projection_dim: int, seed: int) -> None:
         super().__init__()
         self.backbone = backbone
-        with seeded_initialisation(seed):
+        with seeded(seed):
             self.projector = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, projection_dim))
 
     def forward(self, views: Tensor) -> tuple[Tensor, Tensor]:

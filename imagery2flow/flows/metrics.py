@@ -12,8 +12,6 @@ import pandas as pd
 
 from imagery2flow.flows.table import UNIVERSES
 
-SCORES = ("cpc", "rmse", "mae")
-
 
 def cpc(observed: np.ndarray, predicted: np.ndarray) -> float:
     """Common part of commuters; NaN where nobody commutes in either."""
@@ -31,9 +29,12 @@ def mae(observed: np.ndarray, predicted: np.ndarray) -> float:
     return float(np.mean(np.abs(observed - predicted)))
 
 
+SCORES = {"cpc": cpc, "rmse": rmse, "mae": mae}
+
+
 def score(observed: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
     """All scores of one set of pairs."""
-    return {"cpc": cpc(observed, predicted), "rmse": rmse(observed, predicted), "mae": mae(observed, predicted), "num_pairs": len(observed)}
+    return {name: function(observed, predicted) for name, function in SCORES.items()} | {"num_pairs": len(observed)}
 
 
 def score_universes(observed: np.ndarray, predicted: np.ndarray) -> dict[str, dict[str, float]]:

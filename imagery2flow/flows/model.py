@@ -1,4 +1,4 @@
-"""The flow model: graph attention network over neighbouring units, bilinear decoder, balanced loss (paper, eq. 4-9; GMEL, Liu et al. 2020).
+"""The flow model: graph attention network over neighbouring units, bilinear decoder, losses (paper, eq. 4-9; GMEL, Liu et al. 2020).
 
 Layer, for unit i and its neighbours j, with V a 1 x 1 matrix and all parts without bias:
 
@@ -7,14 +7,16 @@ Layer, for unit i and its neighbours j, with V a 1 x 1 matrix and all parts with
 which is torch_geometric's ``GATConv`` with one head, one edge feature, a residual, and no self loops, followed by ReLU. The slope of the leaky
 ReLU is .01, torch's default and the published value.
 
-Decoder: log2 flow_od = h_o . A h_d + b; the published ReLU around it is left out, because it kills the gradient of every pair that begins below
-0 (4 to 96 % of them, by the seed). An optional term gives it the pair's distance, which the published decoder never sees.
+Decoder: log2 flow_od = h_o . A h_d + b [+ u . h_o + v . h_d] [+ f(d_od)]. The published one has neither bracket, so that it never sees the pair's
+distance, and a ReLU around the whole, left out here because it kills the gradient of every pair that begins below 0 (4 to 96 % of them, by the
+seed). The brackets are the margins and the deterrence of a gravity law: busy origins, busy destinations, and how flows fall off with distance.
 
 Shapes: units [num_units, dim], edges [2, num_edges] (neighbour, unit), pairs [num_pairs].
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -24,6 +26,7 @@ from torch.utils.checkpoint import checkpoint
 from torch_geometric.nn import GATConv
 
 NEGATIVE_SLOPE = 0.01
+DISTANCE_WIDTH = 16
 # Rows of the pairs x values matrix that the balanced loss holds at once.
 PAIRS_PER_BLOCK = 16_384
 
@@ -38,24 +41,39 @@ class GraphTensors:
 
 
 class FlowModel(nn.Module):
-    """Graph attention network and bilinear decoder."""
+    """Graph attention network and bilinear decoder.
 
-    def __init__(self, in_dim: int, embedding_size: int, num_hidden_layers: int, pair_distance: bool) -> None:
+    Args:
+        in_dim: Features per unit.
+        embedding_size: Width of every layer.
+        num_hidden_layers: Layers but one.
+        dropout: Share of the features, and half that share of every layer's outputs, that is hidden in training.
+        unit_terms: Whether the decoder has a term for the origin and one for the destination.
+        pair_distance: Whether the decoder has a term for the pair's distance.
+    """
+
+    def __init__(
+        self, in_dim: int, embedding_size: int, num_hidden_layers: int, dropout: float, unit_terms: bool, pair_distance: bool
+    ) -> None:
         super().__init__()
         widths = [in_dim] + [embedding_size] * (num_hidden_layers + 1)
         self.layers = nn.ModuleList(
             GATConv(a, b, heads=1, edge_dim=1, add_self_loops=False, bias=False, negative_slope=NEGATIVE_SLOPE, residual=True)
             for a, b in pairwise(widths)
         )
+        self.input_dropout, self.dropout = nn.Dropout(dropout), nn.Dropout(dropout / 2)
         self.interaction = nn.Parameter(torch.randn(embedding_size, embedding_size) / embedding_size)
         self.offset = nn.Parameter(torch.zeros(()))
-        self.distance_term = nn.Linear(2, 1, bias=False) if pair_distance else None
+        self.unit_terms = nn.Linear(embedding_size, 2, bias=False) if unit_terms else None
+        self.distance_term = (
+            nn.Sequential(nn.Linear(3, DISTANCE_WIDTH), nn.ReLU(), nn.Linear(DISTANCE_WIDTH, 1, bias=False)) if pair_distance else None
+        )
 
     def embed(self, graph: GraphTensors) -> Tensor:
         """Embeddings of the units: [num_units, embedding_size]."""
-        hidden = graph.features
+        hidden = self.input_dropout(graph.features)
         for layer in self.layers:
-            hidden = torch.relu(layer(hidden, graph.edge, graph.edge_weight))
+            hidden = self.dropout(torch.relu(layer(hidden, graph.edge, graph.edge_weight)))
         return hidden
 
     def decode(self, hidden: Tensor, origin: Tensor, destination: Tensor, distance: Tensor) -> Tensor:
@@ -69,13 +87,28 @@ class FlowModel(nn.Module):
         """
         sent = hidden @ self.interaction  # [num_units, embedding_size]
         log_flow = (sent[origin] * hidden[destination]).sum(dim=1) + self.offset
-        return log_flow if self.distance_term is None else log_flow + self.distance_term(distance_features(distance)).squeeze(1)
+        if self.unit_terms is not None:
+            margins = self.unit_terms(hidden)  # [num_units, 2]: as origin, as destination
+            log_flow = log_flow + margins[origin, 0] + margins[destination, 1]
+        if self.distance_term is not None:
+            log_flow = log_flow + self.distance_term(distance_features(distance)).squeeze(1)
+        return log_flow
 
 
 def distance_features(distance: Tensor) -> Tensor:
-    """Logarithm of a relative distance, and whether the pair is one unit: [num_pairs, 2]."""
+    """Logarithm of a relative distance, the distance, and whether the pair is one unit: [num_pairs, 3]."""
     same = distance <= 0
-    return torch.stack([torch.where(same, 0.0, torch.log(distance.clamp(min=1e-4))), same.to(distance.dtype)], dim=1)
+    logarithm = torch.where(same, 0.0, torch.log(distance.clamp(min=1e-4)))
+    return torch.stack([logarithm, distance, same.to(distance.dtype)], dim=1)
+
+
+def poisson_loss(predicted: Tensor, target: Tensor) -> Tensor:
+    """Mean negative log-likelihood of Poisson counts, without the part that does not depend on the prediction.
+
+    For log2 of the mean x and log2 of the count y: 2^x - 2^y x ln 2, smallest at x = y. Unlike squared errors of logarithms it weighs a pair by
+    its commuters, as CPC does.
+    """
+    return (torch.exp2(predicted) - torch.exp2(target) * predicted * math.log(2)).mean()
 
 
 class BalancedMSE(nn.Module):

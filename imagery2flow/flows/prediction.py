@@ -10,10 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from imagery2flow.flows import metrics
-from imagery2flow.flows.record import FlowRecord, load_record
+from imagery2flow.flows.record import EmbeddedRegion, FlowRecord, load_record
 from imagery2flow.flows.region import Region, load_region
 from imagery2flow.flows.table import FlowTable
 from imagery2flow.flows.training import constant_scores
@@ -38,8 +37,7 @@ def test_flows(config: FlowTestConfig, ledger: Ledger) -> Path:
     region = load_region(config, ledger, flows_required=False)
     folder = Path(config.model_dir) / f"{config.region}_{config.year}"
     with deterministic_on_cpu(record.device):
-        hidden = record.embed(region)
-        observed, predictions = write_predictions(config, record, region, hidden, folder)
+        observed, predictions = write_predictions(config, record, record.embed(region), folder)
     (folder / "metrics.json").unlink(missing_ok=True)
     ledger.note(f"predictions are in {folder}")
     if observed is not None:
@@ -87,15 +85,15 @@ def pairs_to_predict(config: FlowTestConfig, region: Region) -> Iterator[FlowTab
 
 
 def write_predictions(
-    config: FlowTestConfig, record: FlowRecord, region: Region, hidden: torch.Tensor, folder: Path
+    config: FlowTestConfig, record: FlowRecord, embedded: EmbeddedRegion, folder: Path
 ) -> tuple[FlowTable | None, dict[str, np.ndarray]]:
     """Predicts and writes block by block; returns the observed pairs and their predictions for scoring."""
     kept: list[FlowTable] = []
     values: dict[str, list[np.ndarray]] = {name: [] for name in DECODERS}
     paths = {name: folder / f"predictions_{name}.{config.table_format}" for name in DECODERS}
     with TableWriter(paths["bilinear"]) as bilinear, TableWriter(paths["lightgbm"]) as lightgbm:
-        for pairs in pairs_to_predict(config, region):
-            predictions = record.predict(region, pairs, hidden)
+        for pairs in pairs_to_predict(config, embedded.region):
+            predictions = record.predict(embedded, pairs)
             frame = pairs.to_frame()
             bilinear.write(frame.assign(prediction=predictions["bilinear"]))
             lightgbm.write(frame.assign(prediction=predictions["lightgbm"]))
@@ -103,10 +101,10 @@ def write_predictions(
             kept.append(pairs.select(known))
             for name in DECODERS:
                 values[name].append(predictions[name][known])
-    if region.flows is None:
+    if embedded.region.flows is None:
         return None, {}
     parts = [np.concatenate([getattr(part, side) for part in kept]) for side in ("origin", "destination", "count")]
-    return FlowTable(region.graph.geocodes, *parts), {name: np.concatenate(parts) for name, parts in values.items()}
+    return FlowTable(embedded.region.graph.geocodes, *parts), {name: np.concatenate(parts) for name, parts in values.items()}
 
 
 def score(

@@ -228,6 +228,7 @@ class TreesConfig:
         min_leaf_pairs: Fewest pairs in a leaf.
         objective: poisson fits expected counts, l2 is the published squared error on raw counts.
         early_stopping: Stop after this many trees without a better validation score; 0 is the published fixed number of trees.
+        unit_features: Give the trees the units' features beside the network's embeddings; published: embeddings only.
     """
 
     num_trees: int = 500
@@ -237,6 +238,7 @@ class TreesConfig:
     min_leaf_pairs: int = 20
     objective: Literal["poisson", "l2"] = "poisson"
     early_stopping: int = 30
+    unit_features: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -295,7 +297,11 @@ class FlowTrainingConfig(RegionConfig):
         patience: Stop after this many epochs without a better validation score.
         select_by: Validation score that chooses the epoch.
         universe: Pairs to train on: gt10 (flows above 10, as published) or positive (all observed flows).
+        loss: poisson, the likelihood of the counts, or balanced_mse, as published, on log2 of the counts.
         area_feature: Add the logarithm of each unit's area to its features.
+        num_components: Principal components to which the features are reduced if they have more columns; 0 keeps the columns, as published.
+        dropout: Share of the features that is hidden at random in training; half that share within the network. Published: 0.
+        unit_terms: Give the bilinear decoder a term for the origin and one for the destination; the published one has none.
         pair_distance: Give the bilinear decoder a term for the pair's distance; the published one has none.
         population_path: Table with the population per geocode, for the stratified split.
         population_column: Column of the population.
@@ -317,7 +323,11 @@ class FlowTrainingConfig(RegionConfig):
     patience: int = 30
     select_by: Literal["rmse", "mae", "cpc"] = "cpc"
     universe: Literal["gt10", "positive"] = "gt10"
+    loss: Literal["poisson", "balanced_mse"] = "poisson"
     area_feature: bool = True
+    num_components: int = 16
+    dropout: float = 0.1
+    unit_terms: bool = True
     pair_distance: bool = True
     population_path: str | None = None
     population_column: str = "population"
@@ -328,8 +338,9 @@ class FlowTrainingConfig(RegionConfig):
     def __post_init__(self) -> None:
         for name in ("max_epochs", "lr", "sigma_lr", "embedding_size", "batch_size", "grad_norm", "evaluate_every", "patience"):
             require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
-        for name in ("num_hidden_layers", "warmup_epochs", "decay_epochs", "seed"):
+        for name in ("num_hidden_layers", "warmup_epochs", "decay_epochs", "seed", "num_components"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        require(0 <= self.dropout < 1, "dropout", self.dropout, "0 or more and below 1")
 
 
 @dataclass(frozen=True, kw_only=True)

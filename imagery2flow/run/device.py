@@ -16,6 +16,7 @@ from imagery2flow.run.errors import InputError
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
+CPU = torch.device("cpu")
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed"}
 
 
@@ -90,10 +91,10 @@ def generator(seed: int, *keys: int) -> torch.Generator:
 
 
 @contextmanager
-def seeded_initialisation(seed: int) -> Iterator[None]:
-    """Seeds torch's global generator while layers are built, because their initialisers know no other, and restores it after."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+def seeded(seed: int, *keys: int, device: torch.device = CPU) -> Iterator[None]:
+    """Seeds torch's global generators, because initialisers and dropout know no other, and restores them after; keys as in ``generator``."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(generator(seed, *keys).initial_seed())
         yield
 
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imagery2flow.flows import model as model_module
-from imagery2flow.flows.model import BalancedMSE, FlowModel, GraphTensors, distance_features
+from imagery2flow.flows.model import BalancedMSE, FlowModel, GraphTensors, distance_features, poisson_loss
 
 EDGES = [(0, 1), (2, 1), (1, 0), (3, 1), (1, 3), (0, 3)]  # (neighbour, unit); unit 2 has none, unit 4 neither sends nor receives
 
@@ -18,9 +18,10 @@ def draw_graph(num_units=5, dim=3, edges=EDGES, seed=0):
     return GraphTensors(features, torch.tensor(edges).T, torch.rand(len(edges), 1, generator=random, dtype=torch.float64))
 
 
-def make_model(in_dim=3, width=4, layers=0, pair_distance=False, seed=0):
+def make_model(in_dim=3, width=4, layers=0, dropout=0.0, unit_terms=False, pair_distance=False, seed=0):
+    """The published network, unless told otherwise."""
     torch.manual_seed(seed)
-    return FlowModel(in_dim, width, layers, pair_distance).double()
+    return FlowModel(in_dim, width, layers, dropout, unit_terms, pair_distance).double()
 
 
 def naive_layer(layer, graph, hidden):
@@ -113,26 +114,36 @@ def test_renaming_units_renames_the_embeddings(units, edges):
     torch.testing.assert_close(model.embed(renamed), model.embed(graph)[units])
 
 
-def test_the_bilinear_decoder_equals_its_equation():
-    model = make_model(pair_distance=True)
+@pytest.mark.parametrize("unit_terms", [False, True])
+@pytest.mark.parametrize("pair_distance", [False, True])
+def test_the_bilinear_decoder_equals_its_equation(unit_terms, pair_distance):
+    model = make_model(unit_terms=unit_terms, pair_distance=pair_distance)
     hidden = torch.rand(5, 4, dtype=torch.float64)
     origin, destination = torch.tensor([0, 3, 3, 2]), torch.tensor([1, 3, 0, 4])
     distance = torch.tensor([0.5, 0.0, 1.2, 1e-9], dtype=torch.float64)
     with torch.no_grad():
         model.offset.fill_(0.7)
     found = model.decode(hidden, origin, destination, distance)
-    slope, same_unit = model.distance_term.weight[0]
     for pair in range(4):
         expected = 0.7
         for row in range(4):
             for column in range(4):
                 expected += hidden[origin[pair], row] * model.interaction[row, column] * hidden[destination[pair], column]
-        expected += same_unit if distance[pair] == 0 else slope * math.log(max(distance[pair], 1e-4))
+        if unit_terms:
+            as_origin, as_destination = model.unit_terms.weight
+            expected += torch.dot(as_origin, hidden[origin[pair]]) + torch.dot(as_destination, hidden[destination[pair]])
+        if pair_distance:
+            same = distance[pair] == 0
+            known = [0.0 if same else math.log(max(distance[pair], 1e-4)), distance[pair], float(same)]
+            for weights, bias, out in zip(
+                model.distance_term[0].weight, model.distance_term[0].bias, model.distance_term[2].weight[0], strict=True
+            ):
+                expected += out * max(sum(w * value for w, value in zip(weights, known, strict=True)) + bias, torch.zeros(()))
         assert found[pair].item() == pytest.approx(expected.item())
 
 
 def test_the_published_decoder_never_sees_the_distance():
-    model = make_model(pair_distance=False)
+    model = make_model()
     hidden, place = torch.rand(2, 4, dtype=torch.float64), torch.tensor([0, 1])
     near, far = (model.decode(hidden, place, place.flip(0), torch.full((2,), value, dtype=torch.float64)) for value in (0.0, 0.9))
     assert torch.equal(near, far)
@@ -141,7 +152,32 @@ def test_the_published_decoder_never_sees_the_distance():
 
 def test_distance_features_by_hand():
     found = distance_features(torch.tensor([0.0, 1.0, math.e]))
-    torch.testing.assert_close(found, torch.tensor([[0.0, 1.0], [0.0, 0.0], [1.0, 0.0]]))
+    torch.testing.assert_close(found, torch.tensor([[0.0, 0.0, 1.0], [0.0, 1.0, 0.0], [1.0, math.e, 0.0]]))
+
+
+def test_dropout_hides_features_in_training_only():
+    model, graph = make_model(dropout=0.5), draw_graph()
+    torch.testing.assert_close(model.eval().embed(graph), make_model().embed(graph))
+    model.train()
+    assert not torch.equal(model.embed(graph), model.embed(graph))
+
+
+@given(st.lists(st.tuples(st.integers(1, 500), st.floats(-2, 9)), min_size=1, max_size=8))
+def test_the_poisson_loss_is_the_likelihood_but_for_what_does_not_depend_on_the_prediction(pairs):
+    counts, log2_means = (torch.tensor(column, dtype=torch.float64) for column in zip(*pairs, strict=True))
+    mean = 2**log2_means
+    likelihood = [-(count * torch.log(m) - m - torch.lgamma(count + 1)) for count, m in zip(counts, mean, strict=True)]
+    without = torch.stack(likelihood).mean() - torch.lgamma(counts + 1).mean()
+    torch.testing.assert_close(poisson_loss(log2_means, torch.log2(counts)), without)
+
+
+def test_the_poisson_loss_by_hand():
+    # Mean 2, count 4: 2 - 4 ln 2. Its slope in log2 of the mean, (2 - 4) ln 2, is 0 where both are equal.
+    predicted = torch.tensor([1.0, 2.0], requires_grad=True)
+    loss = poisson_loss(predicted[:1], torch.tensor([2.0]))
+    assert loss.item() == pytest.approx(2 - 4 * math.log(2))
+    (gradient,) = torch.autograd.grad(poisson_loss(predicted, torch.tensor([2.0, 2.0])), predicted)
+    assert gradient.tolist() == pytest.approx([-math.log(2), 0.0])
 
 
 def naive_balanced_mse(predicted, target, sigma):

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from imagery2flow.flows import training
+from imagery2flow.flows.fitting import NetworkFitting, learning_rate
 from imagery2flow.flows.metrics import score_universes
-from imagery2flow.flows.training import learning_rate, train_flows
+from imagery2flow.flows.training import train_flows
 from imagery2flow.run.config import TreesConfig
 from imagery2flow.run.errors import InputError, TableError
 from imagery2flow.run.files import read_table
@@ -105,14 +106,14 @@ def test_the_split_is_stratified_by_population(trained):
 
 def test_the_kept_epoch_is_the_best_of_the_validation_scores(town, monkeypatch):
     seen = []
-    original = training.validate
+    original = NetworkFitting.evaluate
 
-    def record(model, graph, pairs):
-        scores = original(model, graph, pairs)
-        seen.append((scores["mae"], {name: tensor.clone() for name, tensor in model.state_dict().items()}))
+    def record(fitting):
+        scores = original(fitting)
+        seen.append((scores["mae"], {name: tensor.clone() for name, tensor in fitting.model.state_dict().items()}))
         return scores
 
-    monkeypatch.setattr(training, "validate", record)
+    monkeypatch.setattr(NetworkFitting, "evaluate", record)
     train(town, monkeypatch, select_by="mae", lr=0.05, max_epochs=8, patience=8)
     history = read(town / MODEL / "training.csv")
     assert history.epoch.tolist() == list(range(1, 9))
@@ -124,7 +125,7 @@ def test_the_kept_epoch_is_the_best_of_the_validation_scores(town, monkeypatch):
 
 def test_training_stops_when_patience_is_spent(town, monkeypatch):
     scores = iter([0.1, 0.5, 0.4, 0.3, 0.2, 0.1])
-    monkeypatch.setattr(training, "validate", lambda *_: {"cpc": next(scores), "rmse": 1.0, "mae": 1.0})
+    monkeypatch.setattr(NetworkFitting, "evaluate", lambda _: {"cpc": next(scores), "rmse": 1.0, "mae": 1.0})
     train(town, monkeypatch, max_epochs=100, patience=3)
     assert read(town / MODEL / "training.csv").epoch.tolist() == [1, 2, 3, 4, 5]  # the best is the second
 
@@ -142,8 +143,9 @@ def test_a_training_that_diverges_is_refused_and_leaves_no_model(town, monkeypat
     assert not (town / MODEL / "od_model.pt").exists()
 
 
-def test_training_lowers_the_loss_and_beats_the_constant(town, monkeypatch):
-    train(town, monkeypatch, universe="positive", max_epochs=60, lr=0.02, embedding_size=16, patience=60)
+@pytest.mark.parametrize("loss", ["poisson", "balanced_mse"])
+def test_training_lowers_the_loss_and_beats_the_constant(town, monkeypatch, loss):
+    train(town, monkeypatch, loss=loss, universe="positive", max_epochs=60, lr=0.02, embedding_size=16, patience=60)
     history = read(town / MODEL / "training.csv")
     assert history.valid_cpc.max() > history.valid_cpc[0]
     scores = json.loads((town / MODEL / "metrics.json").read_text())
@@ -152,9 +154,9 @@ def test_training_lowers_the_loss_and_beats_the_constant(town, monkeypatch):
 
 
 def test_sigma_learns_at_its_own_rate(town, monkeypatch):
-    train(town, monkeypatch, lr=1e-6, sigma_lr=0.05, max_epochs=2)
+    train(town, monkeypatch, loss="balanced_mse", lr=1e-6, sigma_lr=0.05, max_epochs=2)
     fast = read(town / MODEL / "training.csv").sigma
-    train(town, monkeypatch, lr=1e-6, sigma_lr=1e-6, max_epochs=2)
+    train(town, monkeypatch, loss="balanced_mse", lr=1e-6, sigma_lr=1e-6, max_epochs=2)
     slow = read(town / MODEL / "training.csv").sigma
     flows, split = (
         read(town / name).set_index(key) for name, key in (("data/town/flows.csv", "h_geocode"), (MODEL / "split.csv", "geocode"))
@@ -183,9 +185,9 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(tmp_path, mo
 
 def test_sums_over_neighbours_are_deterministic_while_it_trains_and_only_then(town, monkeypatch):
     seen = []
-    original = training.train_epoch
+    original = NetworkFitting.run_epoch
     monkeypatch.setattr(
-        training, "train_epoch", lambda *all_: (seen.append(torch.are_deterministic_algorithms_enabled()), original(*all_))[1]
+        NetworkFitting, "run_epoch", lambda *all_: (seen.append(torch.are_deterministic_algorithms_enabled()), original(*all_))[1]
     )
     train(town, monkeypatch, max_epochs=1)
     assert seen == [True]
@@ -254,6 +256,19 @@ def test_the_area_is_a_feature_if_asked_for(town, monkeypatch, area_feature, num
     content = torch.load(town / MODEL / "od_model.pt", weights_only=True)
     assert len(content["scaling"]["mean"]) == num_features
     assert content["model"]["layers.0.res.weight"].shape == (8, num_features)
+
+
+def test_the_published_network_has_no_dropout_and_no_term_beside_the_bilinear(town, monkeypatch):
+    train(town, monkeypatch, loss="balanced_mse", dropout=0.0, unit_terms=False, pair_distance=False, area_feature=False, num_components=0)
+    weights = torch.load(town / MODEL / "od_model.pt", weights_only=True)["model"]
+    assert {name.split(".")[0] for name in weights} == {"layers", "interaction", "offset"}
+
+
+def test_features_are_reduced_to_components_that_travel_with_the_model(town, monkeypatch):
+    train(town, monkeypatch, num_components=2, max_epochs=1)
+    content = torch.load(town / MODEL / "od_model.pt", weights_only=True)
+    assert content["scaling"]["projection"].shape == (4, 3)  # two components, and the area
+    assert content["model"]["layers.0.res.weight"].shape == (8, 3)
 
 
 def test_gradients_are_clipped(town, monkeypatch):

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from imagery2flow.run import device
-from imagery2flow.run.device import choose_device, choose_precision, deterministic_on_cpu, generator, make_fabric, seeded_initialisation
+from imagery2flow.run.device import choose_device, choose_precision, deterministic_on_cpu, generator, make_fabric, seeded
 from imagery2flow.run.errors import InputError
 
 
@@ -66,10 +66,10 @@ def test_initialisation_is_seeded_and_the_global_generator_restored():
     torch.manual_seed(5)
     expected = torch.rand(2)
     torch.manual_seed(5)
-    with seeded_initialisation(1):
+    with seeded(1):
         first = torch.nn.Linear(2, 2).weight
     assert torch.equal(torch.rand(2), expected)
-    with seeded_initialisation(1):
+    with seeded(1):
         assert torch.equal(torch.nn.Linear(2, 2).weight, first)
 
 

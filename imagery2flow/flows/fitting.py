@@ -1,0 +1,153 @@
+"""The training loop of the graph network.
+
+Every step sees the whole graph and a batch of pairs of the training origins; the epoch with the best validation score is kept.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from imagery2flow.flows import metrics
+from imagery2flow.flows.model import BalancedMSE, FlowModel, poisson_loss
+from imagery2flow.flows.record import build_model, largest_log2, to_flow
+from imagery2flow.flows.region import Region
+from imagery2flow.flows.scaling import Scaling
+from imagery2flow.flows.table import FlowTable
+from imagery2flow.run.config import FlowTrainingConfig
+from imagery2flow.run.device import generator, seeded
+from imagery2flow.run.errors import InputError
+from imagery2flow.run.stage import Ledger
+
+# Purposes of random numbers, as keys of ``run.device.generator``; 0 is the split's.
+ORDER, WEIGHTS, DROPOUT = 1, 2, 3
+WARMUP_START = 0.1
+BETTER = {"rmse": -1.0, "mae": -1.0, "cpc": 1.0}  # sign that makes a higher value better
+LOGGED_EPOCHS = 10
+SMALLEST_SIGMA = 0.1
+
+
+@dataclass(frozen=True)
+class PairTensors:
+    """A batch of pairs on the device: positions, relative distance, log2 of the flow; [num_pairs] each."""
+
+    origin: Tensor
+    destination: Tensor
+    distance: Tensor
+    log_flow: Tensor
+
+    def __len__(self) -> int:
+        return len(self.origin)
+
+    def select(self, chosen: Tensor) -> PairTensors:
+        """Some of the pairs."""
+        return PairTensors(self.origin[chosen], self.destination[chosen], self.distance[chosen], self.log_flow[chosen])
+
+
+def to_tensors(region: Region, scaling: Scaling, pairs: FlowTable, device: torch.device) -> PairTensors:
+    """Pairs on the device."""
+    return PairTensors(
+        torch.from_numpy(pairs.origin).to(device),
+        torch.from_numpy(pairs.destination).to(device),
+        torch.tensor(scaling.relative_distance(region, pairs), dtype=torch.float32, device=device),
+        torch.tensor(np.log2(pairs.count), dtype=torch.float32, device=device),
+    )
+
+
+class NetworkFitting:
+    """One training run of the graph network with the bilinear decoder."""
+
+    def __init__(
+        self, config: FlowTrainingConfig, region: Region, scaling: Scaling, train: FlowTable, valid: FlowTable, device: torch.device
+    ) -> None:
+        self.config, self.device = config, device
+        self.train, self.valid = (to_tensors(region, scaling, pairs, device) for pairs in (train, valid))
+        self.graph = scaling.graph_tensors(region, device)
+        self.log2_limit = largest_log2(train.count)
+        with seeded(config.seed, WEIGHTS):
+            self.model = build_model(dataclasses.asdict(config), scaling).to(device)
+        with torch.no_grad():
+            self.model.offset.fill_(self.train.log_flow.mean())
+        groups = [{"params": self.model.parameters(), "lr": config.lr}]
+        self.balanced: BalancedMSE | None = None
+        if config.loss == "balanced_mse":
+            self.balanced = BalancedMSE(max(float(self.train.log_flow.std(correction=0)), SMALLEST_SIGMA)).to(device)
+            groups.append({"params": self.balanced.parameters(), "lr": config.sigma_lr})
+        self.optimizer = torch.optim.Adam(groups)
+        self.history: list[dict[str, float]] = []
+
+    def run(self, ledger: Ledger) -> FlowModel:
+        """Trains to the last epoch, or until the validation score stops improving; returns the network with the best epoch's weights.
+
+        Raises:
+            InputError: The training diverged.
+        """
+        config, sign = self.config, BETTER[self.config.select_by]
+        best_score, best_epoch, best_state = -math.inf, 0, self.model.state_dict()
+        with seeded(config.seed, DROPOUT, device=self.device):
+            for epoch in tqdm(range(config.max_epochs), desc="train flows", unit="epoch", disable=None):
+                loss = self.run_epoch(epoch)
+                if (epoch + 1) % config.evaluate_every and epoch + 1 < config.max_epochs:
+                    continue
+                scores = self.evaluate()
+                self.note(epoch, loss, scores, ledger)
+                if sign * scores[config.select_by] > best_score:
+                    best_score, best_epoch = sign * scores[config.select_by], epoch + 1
+                    best_state = copy.deepcopy(self.model.state_dict())
+                if epoch + 1 - best_epoch >= config.patience:
+                    break
+        if best_epoch == 0:
+            raise InputError(f"no epoch gave a validation {config.select_by} that is a number: training diverged; lower --lr {config.lr}")
+        self.model.load_state_dict(best_state)
+        ledger.note(f"kept epoch {best_epoch} of {self.history[-1]['epoch']:.0f}: validation {config.select_by} {abs(best_score):.3f}")
+        return self.model
+
+    def run_epoch(self, epoch: int) -> float:
+        """One pass over the training pairs; returns the mean loss."""
+        self.model.train()
+        self.optimizer.param_groups[0]["lr"] = learning_rate(self.config, epoch)  # the group of sigma keeps its own
+        order = torch.randperm(len(self.train), generator=generator(self.config.seed, ORDER, epoch))
+        total = torch.zeros((), device=self.device)
+        for chosen in torch.tensor_split(order, math.ceil(len(order) / self.config.batch_size)):
+            batch = self.train.select(chosen.to(self.device))
+            predicted = self.model.decode(self.model.embed(self.graph), batch.origin, batch.destination, batch.distance)
+            loss = (self.balanced or poisson_loss)(predicted, batch.log_flow)
+            self.optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_norm)
+            self.optimizer.step()
+            total += loss.detach() * len(batch)
+        return float(total) / len(self.train)
+
+    @torch.inference_mode()
+    def evaluate(self) -> dict[str, float]:
+        """Scores on the validation pairs, in commuters."""
+        self.model.eval()
+        pairs = self.valid
+        log_flow = self.model.decode(self.model.embed(self.graph), pairs.origin, pairs.destination, pairs.distance)
+        observed, predicted = to_flow(pairs.log_flow, math.inf), to_flow(log_flow, self.log2_limit)
+        return {name: function(observed, predicted) for name, function in metrics.SCORES.items()}
+
+    def note(self, epoch: int, loss: float, scores: dict[str, float], ledger: Ledger) -> None:
+        """Adds an epoch to the history, and prints about ten of them a run."""
+        sigma = {"sigma": self.balanced.sigma.item()} if self.balanced else {}
+        row = {"epoch": epoch + 1, "loss": loss, **sigma, **{f"valid_{name}": value for name, value in scores.items()}}
+        self.history.append(row)
+        every = max(self.config.evaluate_every, self.config.max_epochs // LOGGED_EPOCHS)
+        if len(self.history) == 1 or row["epoch"] % every == 0:
+            values = ", ".join(f"{name.upper()} {value:.3f}" for name, value in scores.items())
+            ledger.say(f"epoch {row['epoch']:.0f}/{self.config.max_epochs}: loss {loss:.3f}, validation {values}")
+
+
+def learning_rate(config: FlowTrainingConfig, epoch: int) -> float:
+    """Learning rate of an epoch (0-based): a linear rise from a tenth, then a tenth every ``decay_epochs``."""
+    if epoch < config.warmup_epochs:
+        return config.lr * (WARMUP_START + (1 - WARMUP_START) * epoch / config.warmup_epochs)
+    return config.lr * (0.1 ** (epoch // config.decay_epochs) if config.decay_epochs else 1.0)

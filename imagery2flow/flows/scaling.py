@@ -1,0 +1,141 @@
+"""How a region becomes what the network sees.
+
+Everything here is learned from the source region and travels with the model, so that numbers mean the same in another city.
+
+Features are standardised; where they are many, they are reduced to principal components of unit variance. A source city has a few hundred units:
+a network that reads all 518 columns of a ResNet-18 embedding learns its units by heart (docs/experiments.md).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import shapely
+import torch
+from sklearn.decomposition import PCA
+
+from imagery2flow.flows.graph import RegionGraph
+from imagery2flow.flows.model import GraphTensors
+from imagery2flow.flows.region import Region
+from imagery2flow.flows.table import FlowTable
+from imagery2flow.run.errors import TableError, shown
+
+SMALLEST_AREA_KM2 = 1e-6
+SMALLEST_STD = 1e-12  # below, a column is constant
+SMALLEST_SHARE = 1e-9  # of the variance, below which a component is rounding error
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """From a region to tensors.
+
+    Attributes:
+        columns: Names of the embedding's columns, in order.
+        mean: Per column [num_columns], the logarithm of the area last if it is used.
+        std: Per column; 1 for a constant one.
+        projection: From standardised columns to what the network sees [num_columns, in_dim], or None for the columns themselves.
+        distance_m: Largest distance between units of the source region: relative distances of pairs are 0..1 there.
+        edge_m: Longest edge of the source region's graph.
+        area_feature: Whether the logarithm of the unit's area is a column.
+    """
+
+    columns: tuple[str, ...]
+    mean: np.ndarray
+    std: np.ndarray
+    projection: np.ndarray | None
+    distance_m: float
+    edge_m: float
+    area_feature: bool
+
+    @property
+    def in_dim(self) -> int:
+        """Number of features that the network sees."""
+        return len(self.mean) if self.projection is None else self.projection.shape[1]
+
+    def features(self, region: Region) -> np.ndarray:
+        """Features of a region's units as the network sees them: [num_units, in_dim].
+
+        Raises:
+            TableError: The region's columns are not the model's.
+        """
+        if set(region.columns) != set(self.columns):
+            extra, absent = sorted(set(region.columns) - set(self.columns)), sorted(set(self.columns) - set(region.columns))
+            raise TableError(
+                f"the features of {region.name} have {len(region.columns)} columns but the model was trained on {len(self.columns)} "
+                f"(missing: {shown(absent) or 'none'}; unknown: {shown(extra) or 'none'}); embed this region with the encoder that the model was trained with"
+            )
+        order = [region.columns.index(column) for column in self.columns]
+        scaled = (raw_features(region.embeddings[:, order], region.graph, self.area_feature) - self.mean) / self.std
+        return scaled if self.projection is None else scaled @ self.projection
+
+    def graph_tensors(self, region: Region, device: torch.device) -> GraphTensors:
+        """The region as tensors.
+
+        Raises:
+            TableError: The region's columns are not the model's.
+        """
+        weight = region.graph.edge_distance_m() / self.edge_m
+        return GraphTensors(
+            features=torch.tensor(self.features(region), dtype=torch.float32, device=device),
+            edge=torch.from_numpy(region.graph.edge).to(device),
+            edge_weight=torch.tensor(weight[:, None], dtype=torch.float32, device=device),
+        )
+
+    def relative_distance(self, region: Region, pairs: FlowTable) -> np.ndarray:
+        """Distance of pairs relative to the source region's largest: [num_pairs]."""
+        return region.graph.distance_m(pairs.origin, pairs.destination) / self.distance_m
+
+
+def raw_features(embeddings: np.ndarray, graph: RegionGraph, area_feature: bool) -> np.ndarray:
+    """Embeddings [num_units, dim], and the logarithm of the area in km2 behind them if asked for: [num_units, dim or dim + 1]."""
+    if not area_feature:
+        return embeddings.astype(np.float64)
+    log_area = np.log(np.maximum(graph.area_km2, SMALLEST_AREA_KM2))
+    return np.concatenate([embeddings.astype(np.float64), log_area[:, None]], axis=1)
+
+
+def fit_scaling(region: Region, area_feature: bool, num_components: int) -> Scaling:
+    """Learns the scaling from the source region: all of its units, no flows.
+
+    Args:
+        region: The source region.
+        area_feature: Add the logarithm of each unit's area.
+        num_components: Principal components to which the embedding is reduced if it has more columns; 0 keeps the columns.
+    """
+    raw = raw_features(region.embeddings, region.graph, area_feature)
+    std = raw.std(axis=0)
+    mean, std = raw.mean(axis=0), np.where(std > SMALLEST_STD, std, 1.0)
+    num_columns = len(region.columns)
+    reduce = 0 < num_components < num_columns
+    return Scaling(
+        columns=region.columns,
+        mean=mean,
+        std=std,
+        projection=fit_projection((raw - mean) / std, num_columns, num_components) if reduce else None,
+        distance_m=max(largest_distance_m(region.graph), 1.0),
+        edge_m=max(float(region.graph.edge_distance_m().max(initial=0.0)), 1.0),
+        area_feature=area_feature,
+    )
+
+
+def fit_projection(scaled: np.ndarray, num_columns: int, num_components: int) -> np.ndarray:
+    """Principal components of unit variance of the first ``num_columns`` columns; the area behind them passes through: [all columns, in_dim]."""
+    analysis = PCA(min(num_components, len(scaled)), svd_solver="full").fit(scaled[:, :num_columns])
+    real = analysis.explained_variance_ratio_ > SMALLEST_SHARE
+    components = (analysis.components_[real] / np.sqrt(analysis.explained_variance_[real, None])).T  # [num_columns, components kept]
+    rest = scaled.shape[1] - num_columns  # 1 with the area, else 0
+    projection = np.zeros((scaled.shape[1], components.shape[1] + rest))
+    projection[:num_columns, : components.shape[1]] = components
+    projection[num_columns:, components.shape[1] :] = np.eye(rest)
+    return projection
+
+
+def largest_distance_m(graph: RegionGraph) -> float:
+    """Largest distance between two units: the two are among the corners of the convex hull, or in the user's table."""
+    flat = np.stack([np.cos(np.radians(graph.latitude.mean())) * graph.longitude, graph.latitude], axis=1)  # [num_units, 2]
+    hull = shapely.get_coordinates(shapely.convex_hull(shapely.multipoints(flat)))
+    corners = np.flatnonzero((flat[:, None] == hull).all(axis=2).any(axis=1))
+    origin, destination = (grid.reshape(-1) for grid in np.meshgrid(corners, np.arange(len(flat)), indexing="ij"))
+    largest = float(graph.distance_m(origin, destination).max())
+    return largest if graph.table_m is None else max(largest, float(np.nanmax(graph.table_m)))
