@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from imagery2flow.run.cli import parse_config
-from imagery2flow.run.config import SyntheticConfig
+from imagery2flow.run.config import ResultsConfig, SyntheticConfig
 from imagery2flow.run.stage import run_stage
 
 
@@ -18,7 +18,15 @@ def synthetic(argv: Sequence[str]) -> int:
     return run_stage("synthetic", config, generate_metro)
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"synthetic": synthetic}
+def results(argv: Sequence[str]) -> int:
+    """Prints every score of a flow model as one table."""
+    config = parse_config("python -m imagery2flow results", ResultsConfig, argv)
+    from imagery2flow.flows.evaluate import collect_results
+
+    return run_stage("results", config, collect_results)
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"synthetic": synthetic, "results": results}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

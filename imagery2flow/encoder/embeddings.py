@@ -47,12 +47,13 @@ def make_embeddings(config: EmbeddingConfig, ledger: Ledger) -> Path:
     pyramid = build_pyramid(patches, normalisation, record.view_size).to(fabric.device)
     with fabric.autocast():
         vectors = embed(encoder.to(fabric.device), pyramid, record.view_size, config.batch_size)
+    table = as_table(vectors, patches)
     if config.band_statistics:
-        vectors = np.concatenate([vectors, unit_statistics(patches, normalisation).astype(np.float32)], axis=1)
-        ledger.note(
-            f"the last {2 * len(normalisation.band_names)} of {vectors.shape[1]} columns are the bands' means and deviations per unit"
-        )
-    write_table(Path(config.output_path), as_table(vectors, patches), index=True)
+        statistics = unit_statistics(patches, normalisation).astype(np.float32)
+        names = [f"{band}_{kind}" for kind in ("mean", "std") for band in normalisation.band_names]
+        table[names] = statistics
+        ledger.note(f"columns 0..{vectors.shape[1] - 1} are the encoder's, {', '.join(names)} the bands' statistics per unit")
+    write_table(Path(config.output_path), table, index=True)
     ledger.went_out["embeddings"] = len(patches)
     return Path(config.output_path + ".run.json")
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from imagery2flow.flows import metrics
+from imagery2flow.flows.graph import RegionGraph
 from imagery2flow.flows.record import EmbeddedRegion, FlowRecord, load_record
 from imagery2flow.flows.region import Region, load_region
 from imagery2flow.flows.table import FlowTable
@@ -41,7 +42,7 @@ def test_flows(config: FlowTestConfig, ledger: Ledger) -> Path:
     (folder / "metrics.json").unlink(missing_ok=True)
     ledger.note(f"predictions are in {folder}")
     if observed is not None:
-        score(config, record, observed, predictions, folder, ledger)
+        score(config, record, region.graph, observed, predictions, folder, ledger)
     return folder / "run.json"
 
 
@@ -108,10 +109,16 @@ def write_predictions(
 
 
 def score(
-    config: FlowTestConfig, record: FlowRecord, observed: FlowTable, predictions: dict[str, np.ndarray], folder: Path, ledger: Ledger
+    config: FlowTestConfig,
+    record: FlowRecord,
+    graph: RegionGraph,
+    observed: FlowTable,
+    predictions: dict[str, np.ndarray],
+    folder: Path,
+    ledger: Ledger,
 ) -> None:
     """Scores the predictions, leaving out origins that the model was trained or chosen on."""
-    seen = np.array([record.split.get(geocode) in ("train", "valid") for geocode in observed.geocodes])
+    seen = record.has_learned(graph)
     fair = ~seen[observed.origin]
     if seen.any():
         ledger.note(

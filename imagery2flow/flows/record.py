@@ -11,9 +11,11 @@ from typing import Any
 
 import lightgbm
 import numpy as np
+import pandas as pd
 import torch
 
 from imagery2flow.flows.decoder import load_trees, predict_trees, save_trees
+from imagery2flow.flows.graph import RegionGraph, great_circle_m
 from imagery2flow.flows.model import FlowModel
 from imagery2flow.flows.region import Region
 from imagery2flow.flows.scaling import Scaling
@@ -24,7 +26,8 @@ from imagery2flow.run.files import load_tensors, save_tensors
 FORMAT = "imagery2flow-od-2"
 MODEL_FILE, TREES_FILE = "od_model.pt", "lightgbm.txt"
 PAIRS_PER_BLOCK = 500_000
-PLAIN_FIELDS = ("config", "region", "split", "constant", "log2_limit")
+SAME_PLACE_M = 1000.0
+PLAIN_FIELDS = ("config", "region", "split", "centroid", "constant", "log2_limit")
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,7 @@ class FlowRecord:
         config: Settings of the training run, as plain values.
         region: Name of the source region.
         split: Split of every origin of the source region: id -> train, valid, test.
+        centroid: Where those units lie: id -> longitude and latitude.
         constant: Best constant of the training flows, by universe.
         log2_limit: Predictions of the bilinear decoder are cut here: one doubling above the largest training flow.
     """
@@ -76,9 +80,17 @@ class FlowRecord:
     config: dict[str, Any]
     region: str
     split: dict[str, str]
+    centroid: dict[str, tuple[float, float]]
     constant: dict[str, float]
     log2_limit: float
     device: torch.device = field(default=torch.device("cpu"))
+
+    def has_learned(self, graph: RegionGraph) -> np.ndarray:
+        """Which units' outflows the model was trained or chosen on [num_units]: same id, same place (tiles of two cities may share ids)."""
+        known = [geocode for geocode, name in self.split.items() if name in ("train", "valid")]
+        place = pd.DataFrame.from_dict({geocode: self.centroid[geocode] for geocode in known}, orient="index", columns=["x", "y"])
+        place = place.reindex(list(graph.geocodes))  # NaN for a unit that the model never saw
+        return great_circle_m(graph.longitude, graph.latitude, place.x.to_numpy(), place.y.to_numpy()) < SAME_PLACE_M
 
     def embed(self, region: Region) -> EmbeddedRegion:
         """Runs the graph network over a region.

@@ -2,8 +2,9 @@
 
 Everything here is learned from the source region and travels with the model, so that numbers mean the same in another city.
 
-Features are standardised; where they are many, they are reduced to principal components of unit variance. A source city has a few hundred units:
-a network that reads all 518 columns of a ResNet-18 embedding learns its units by heart (docs/experiments.md).
+Features are standardised. Columns named by numbers are an image embedding; where they are many, they are reduced to principal components of unit
+variance. Columns with a name, such as the bands' means, are quantities of their own and stay as they are. A source city has a few hundred
+units: a network that reads all 512 columns of a ResNet-18 embedding learns its units by heart (docs/experiments.md).
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class Scaling:
         columns: Names of the embedding's columns, in order.
         mean: Per column [num_columns], the logarithm of the area last if it is used.
         std: Per column; 1 for a constant one.
-        projection: From standardised columns to what the network sees [num_columns, in_dim], or None for the columns themselves.
+        projection: From standardised columns to what the network sees [len(mean), in_dim], or None for the columns themselves.
         distance_m: Largest distance between units of the source region: relative distances of pairs are 0..1 there.
         edge_m: Longest edge of the source region's graph.
         area_feature: Whether the logarithm of the unit's area is a column.
@@ -101,33 +102,41 @@ def fit_scaling(region: Region, area_feature: bool, num_components: int) -> Scal
     Args:
         region: The source region.
         area_feature: Add the logarithm of each unit's area.
-        num_components: Principal components to which the embedding is reduced if it has more columns; 0 keeps the columns.
+        num_components: Principal components to which the numbered columns are reduced if there are more; 0 keeps the columns.
     """
     raw = raw_features(region.embeddings, region.graph, area_feature)
     std = raw.std(axis=0)
     mean, std = raw.mean(axis=0), np.where(std > SMALLEST_STD, std, 1.0)
-    num_columns = len(region.columns)
-    reduce = 0 < num_components < num_columns
+    numbered = np.array([column.isdigit() for column in region.columns] + [False] * area_feature)
+    reduce = 0 < num_components < numbered.sum()
     return Scaling(
         columns=region.columns,
         mean=mean,
         std=std,
-        projection=fit_projection((raw - mean) / std, num_columns, num_components) if reduce else None,
+        projection=fit_projection((raw - mean) / std, numbered, num_components) if reduce else None,
         distance_m=max(largest_distance_m(region.graph), 1.0),
         edge_m=max(float(region.graph.edge_distance_m().max(initial=0.0)), 1.0),
         area_feature=area_feature,
     )
 
 
-def fit_projection(scaled: np.ndarray, num_columns: int, num_components: int) -> np.ndarray:
-    """Principal components of unit variance of the first ``num_columns`` columns; the area behind them passes through: [all columns, in_dim]."""
-    analysis = PCA(min(num_components, len(scaled)), svd_solver="full").fit(scaled[:, :num_columns])
+def fit_projection(scaled: np.ndarray, numbered: np.ndarray, num_components: int) -> np.ndarray:
+    """Principal components of unit variance of some columns; the others pass through behind them.
+
+    Args:
+        scaled: Standardised columns [num_units, num_columns].
+        numbered: Which of them are reduced [num_columns].
+        num_components: At most so many components.
+
+    Returns:
+        [num_columns, components kept + other columns].
+    """
+    analysis = PCA(min(num_components, len(scaled)), svd_solver="full").fit(scaled[:, numbered])
     real = analysis.explained_variance_ratio_ > SMALLEST_SHARE
-    components = (analysis.components_[real] / np.sqrt(analysis.explained_variance_[real, None])).T  # [num_columns, components kept]
-    rest = scaled.shape[1] - num_columns  # 1 with the area, else 0
-    projection = np.zeros((scaled.shape[1], components.shape[1] + rest))
-    projection[:num_columns, : components.shape[1]] = components
-    projection[num_columns:, components.shape[1] :] = np.eye(rest)
+    components = (analysis.components_[real] / np.sqrt(analysis.explained_variance_[real, None])).T
+    projection = np.zeros((len(numbered), components.shape[1] + (~numbered).sum()))
+    projection[numbered, : components.shape[1]] = components
+    projection[~numbered, components.shape[1] :] = np.eye((~numbered).sum())
     return projection
 
 

@@ -107,6 +107,9 @@ def fit_decoders(
         config=settings,
         region=config.region,
         split={geocode: str(name) for geocode, name in zip(region.graph.geocodes, split, strict=True) if name},
+        centroid=dict(
+            zip(region.graph.geocodes, zip(region.graph.longitude.tolist(), region.graph.latitude.tolist(), strict=True), strict=True)
+        ),
         constant={name: best_constant(train_flows.universe(name).count) for name in UNIVERSES if len(train_flows.universe(name))},
         log2_limit=largest_log2(train_flows.count),
         device=device,

@@ -195,7 +195,7 @@ class EmbeddingConfig:
         model_path: Folder of checkpoints.
         log: Name of the run.
         normalisation: Statistics that scale the bands: the encoder's (checkpoint), or these patches' own (patches) for imagery whose numbers are on another scale.
-        band_statistics: Append each band's mean and standard deviation, scaled alike, as the last columns.
+        band_statistics: Append each band's mean and standard deviation, scaled alike, as named columns: red_mean, red_std.
         batch_size: Patches per forward pass.
         device: auto, cpu, cuda, cuda:N or mps.
         precision: bf16 where the device has it (auto), or one of the two.
@@ -299,7 +299,7 @@ class FlowTrainingConfig(RegionConfig):
         universe: Pairs to train on: gt10 (flows above 10, as published) or positive (all observed flows).
         loss: poisson, the likelihood of the counts, or balanced_mse, as published, on log2 of the counts.
         area_feature: Add the logarithm of each unit's area to its features.
-        num_components: Principal components to which the features are reduced if they have more columns; 0 keeps the columns, as published.
+        num_components: Principal components to which the numbered columns (an image embedding) are reduced if there are more; 0 keeps them, as published.
         dropout: Share of the features that is hidden at random in training; half that share within the network. Published: 0.
         unit_terms: Give the bilinear decoder a term for the origin and one for the destination; the published one has none.
         pair_distance: Give the bilinear decoder a term for the pair's distance; the published one has none.
@@ -362,6 +362,26 @@ class FlowTestConfig(RegionConfig):
     num_hidden_layers: int | None = None
     max_epochs: int | None = None
     lr: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResultsConfig:
+    """Print every score of a flow model as one table.
+
+    Args:
+        log: Name of the OD model; its folder is <output_dir>/<log>.
+        output_dir: Folder of the OD models.
+        data_root: Folder of the regions; a generated metro's law.csv there adds the best reachable score.
+    """
+
+    log: str = "default"
+    output_dir: str = "outputs"
+    data_root: str = "data"
+
+    @property
+    def model_dir(self) -> str:
+        """Folder of the OD model."""
+        return f"{self.output_dir}/{log_name(self.log)}"
 
 
 @dataclass(frozen=True, kw_only=True)

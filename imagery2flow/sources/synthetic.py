@@ -4,10 +4,10 @@ The law (an unconstrained gravity law with exponential decay): the flow from o t
 
     T_od = G * R_o * J_d * exp(-d_od / D)
 
-with R the residents and J the jobs of a unit, each the sum over its pixels of a density; d the great-circle distance between centroids, and for
+with R the residents and J the jobs of a unit, each the sum over its pixels of a density; d the distance between centroids, and for
 a unit with itself half the radius of a circle of its area. Each pixel has a land use (water, park, houses, blocks of flats, industry, offices) and
 a density of building; both decide the resident and job density, the reflectance in three bands and the texture. So everything in the
-law can be seen from above, and ``law.csv`` holds the mean of every pair: the best that any predictor can reach.
+law can be seen from above, and ``law.csv`` holds the mean of every pair, from which no predictor can know more.
 
 Writes ``<output_dir>/<region>/``: scene.tif (30 m, red, nir, swir1, reflectance x 10000), units.gpkg, flows.csv, population.csv, law.csv.
 """
@@ -25,6 +25,7 @@ import shapely
 from rasterio.features import rasterize
 from rasterio.transform import Affine, from_origin
 from scipy.ndimage import gaussian_filter
+from scipy.stats import poisson
 
 from imagery2flow.run.config import SyntheticConfig
 from imagery2flow.run.files import replacing, write_table
@@ -33,7 +34,7 @@ from imagery2flow.run.stage import Ledger
 GSD_M = 30.0
 PIXEL_KM2 = (GSD_M / 1000) ** 2
 BANDS = ("red", "nir", "swir1")
-STATE_COUNTY = "01001"  # ids begin with 0, as those of ten states do
+STATE = "01"  # ids begin with 0, as those of ten states do; the county follows from the seed
 DECAY_M = 4000.0  # D of the law
 GRAVITY = 1.1e-5  # G of the law: commuters per resident and job
 SMALLEST_UNIT_PIXELS = 40
@@ -55,10 +56,10 @@ class LandUse:
 WATER, PARK, HOUSES, FLATS, INDUSTRY, OFFICES = LAND_USES = (
     LandUse("water", (300, 150, 80), (300, 150, 80), 1, 0, 0),
     LandUse("park", (500, 3600, 1700), (700, 3000, 1800), 3, 0, 60),
-    LandUse("houses", (700, 3000, 1900), (1600, 2000, 2200), 1, 6500, 400),
-    LandUse("flats", (900, 2000, 1900), (1900, 1700, 2300), 2, 26000, 2500),
-    LandUse("industry", (1500, 1700, 2300), (3000, 2700, 3300), 6, 200, 9000),
-    LandUse("offices", (1000, 1100, 1500), (1400, 1200, 2500), 4, 2500, 45000),
+    LandUse("houses", (700, 3000, 1900), (2500, 2300, 2000), 1, 6500, 400),
+    LandUse("flats", (900, 2100, 1700), (1900, 1700, 3300), 2, 26000, 2500),
+    LandUse("industry", (1500, 1700, 2300), (3600, 3300, 3400), 6, 200, 9000),
+    LandUse("offices", (1000, 1100, 1500), (1300, 2300, 1100), 4, 2500, 45000),
 )
 
 
@@ -164,7 +165,7 @@ def make_units(config: SyntheticConfig, land: Landscape, transform: Affine, crs:
     # From the top left, so that ids do not depend on the library's order of cells.
     centre = shapely.centroid(cells)
     order = np.lexsort((shapely.get_x(centre), -shapely.get_y(centre)))
-    geocodes = [f"{STATE_COUNTY}{number:06d}" for number in range(100, 100 * (len(cells) + 1), 100)]
+    geocodes = [f"{STATE}{config.seed % 1000:03d}{number:06d}" for number in range(100, 100 * (len(cells) + 1), 100)]
     return gpd.GeoDataFrame(index=pd.Index(geocodes, name="GEOID20"), geometry=cells[order], crs=crs)
 
 
@@ -202,3 +203,13 @@ def flow_law(units: gpd.GeoDataFrame, residents: np.ndarray, jobs: np.ndarray) -
     mean = GRAVITY * residents[:, None] * jobs[None, :] * np.exp(-distance_m / DECAY_M)
     ids = units.index.to_numpy(object)
     return pd.DataFrame({"h_geocode": ids.repeat(len(ids)), "w_geocode": np.tile(ids, len(ids)), "mean": mean.reshape(-1)})
+
+
+def best_prediction(mean: np.ndarray, minimum: float) -> np.ndarray:
+    """Expected flow of pairs that are known to lie above a minimum: E[X | X > minimum] of Poisson numbers of the law's mean, [num_pairs].
+
+    A score on observed flows above 10 gives away that they are above 10; so knows the best predictor.
+    """
+    # E[X; X > k] = mean * P(X > k - 1) for a Poisson number X.
+    above, from_one_below = poisson.sf(minimum, mean), poisson.sf(minimum - 1, mean)
+    return np.where(above > 0, mean * from_one_below / np.maximum(above, np.finfo(float).tiny), minimum + 1)

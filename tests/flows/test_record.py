@@ -40,7 +40,9 @@ def record(region):
     )
     trees = train_trees(data, data, TreesConfig(num_trees=5, early_stopping=0), 0, 1)
     split = dict.fromkeys(GEOCODES[:20], "train") | dict.fromkeys(GEOCODES[20:], "test")
-    return FlowRecord(model, trees, scaling, config, "town", split, {"gt10": 14.0, "positive": 6.0}, 30.0)
+    return FlowRecord(
+        model, trees, scaling, config, "town", split, dict.fromkeys(GEOCODES, (0.0, 0.0)), {"gt10": 14.0, "positive": 6.0}, 30.0
+    )
 
 
 @pytest.mark.parametrize("unit_features", [True, False])

@@ -118,6 +118,15 @@ def test_components_without_variance_are_left_out_and_the_area_is_kept_as_it_is(
     np.testing.assert_allclose(scaling.features(region)[:, :3].std(axis=0, ddof=1), 1)
 
 
+def test_named_columns_are_kept_as_they_are():
+    region = wide_region()
+    names = (*region.columns[:-2], "red_mean", "population")
+    named, plain = fit_scaling(dataclasses.replace(region, columns=names), True, 2), fit_scaling(region, True, 0)
+    assert named.in_dim == 2 + 2 + 1
+    found = named.features(dataclasses.replace(region, columns=names))
+    np.testing.assert_allclose(found[:, 2:], plain.features(region)[:, -3:])
+
+
 def test_few_columns_are_not_reduced(region):
     for num_components in (0, 3, 16):
         assert fit_scaling(region, True, num_components).projection is None
