@@ -29,7 +29,7 @@ for region in M1 M2; do
 done
 
 say "4  the flow model of M1"
-run train_ODPrediction.py --log M1_l8_2020 --node_feats_path demo/data/M1/l8_M1.csv --region M1 --year 2020 --max_epochs 60 --lr 0.001 \
+run train_ODPrediction.py --log M1_l8_2020 --node_feats_path demo/data/M1/l8_M1.csv --region M1 --year 2020 --max_epochs 60 --lr 0.003 \
     --embedding_size 128 --num_hidden_layers 1 --device auto --data_root demo/data --output_dir demo/outputs \
     --population_path demo/data/M1/population.csv
 

@@ -20,6 +20,7 @@ from imagery2flow.run.files import read_table, write_table
 from imagery2flow.run.stage import Ledger
 from imagery2flow.sources.synthetic import best_prediction
 
+PREDICTORS = ("bilinear", "lightgbm", "constant", "best reachable")
 Scores = dict[str, dict[str, dict[str, float]]]  # predictor -> universe -> score
 
 
@@ -53,9 +54,13 @@ def region_rows(run: dict[str, Any], scores: Scores, tested_on: str) -> pd.DataF
     """One row per predictor and universe."""
     place = {"region": run["region"], "year": run["year"], "tested on": tested_on}
     return pd.DataFrame(
-        [place | {"pairs": universe, "predictor": name} | values for universe in UNIVERSES for name, by_universe in scores.items()
-         if (values := by_universe.get(universe))]
-    )  # fmt: skip
+        [
+            place | {"pairs": universe, "predictor": name} | {key: by_universe[universe][key] for key in ("num_pairs", *metrics.SCORES)}
+            for universe in UNIVERSES
+            for name in sorted(scores, key=PREDICTORS.index)
+            if universe in (by_universe := scores[name])
+        ]
+    )
 
 
 def reachable_scores(law_path: Path, folder: Path) -> dict[str, dict[str, float]]:

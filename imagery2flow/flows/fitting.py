@@ -75,12 +75,12 @@ class NetworkFitting:
             self.model = build_model(dataclasses.asdict(config), scaling).to(device)
         with torch.no_grad():
             self.model.offset.fill_(self.train.log_flow.mean())
-        groups = [{"params": self.model.parameters(), "lr": config.lr}]
+        groups = [{"params": self.model.parameters(), "lr": config.lr, "weight_decay": config.weight_decay}]
         self.balanced: BalancedMSE | None = None
         if config.loss == "balanced_mse":
             self.balanced = BalancedMSE(max(float(self.train.log_flow.std(correction=0)), SMALLEST_SIGMA)).to(device)
-            groups.append({"params": self.balanced.parameters(), "lr": config.sigma_lr})
-        self.optimizer = torch.optim.Adam(groups)
+            groups.append({"params": self.balanced.parameters(), "lr": config.sigma_lr, "weight_decay": 0.0})
+        self.optimizer = torch.optim.AdamW(groups)
         self.history: list[dict[str, float]] = []
 
     def run(self, ledger: Ledger) -> FlowModel:

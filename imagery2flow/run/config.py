@@ -286,9 +286,10 @@ class FlowTrainingConfig(RegionConfig):
     Args:
         max_epochs: Most passes over the training pairs.
         lr: Learning rate of Adam for the graph network and the bilinear decoder.
+        weight_decay: Weight decay of Adam, decoupled from the gradient (Loshchilov and Hutter 2019); 0 is plain Adam, as published.
         sigma_lr: Learning rate of the noise scale of the balanced loss.
-        embedding_size: Width of the graph network.
-        num_hidden_layers: Hidden layers; the network has one more.
+        embedding_size: Width of the graph network. Published: 512.
+        num_hidden_layers: Hidden layers; the network has one more. Published: 2.
         batch_size: Pairs per step; every step sees the whole graph.
         warmup_epochs: Epochs over which the learning rate rises from a tenth.
         decay_epochs: Epochs after which the learning rate drops to a tenth, again and again; 0 is never.
@@ -310,12 +311,13 @@ class FlowTrainingConfig(RegionConfig):
         seed: Seed of everything random.
     """
 
-    max_epochs: int = 200
-    lr: float = 1e-3
+    max_epochs: int = 100
+    lr: float = 3e-3
+    weight_decay: float = 0.3
     sigma_lr: float = 1e-2
     embedding_size: int = 128
-    num_hidden_layers: int = 2
-    batch_size: int = 4096
+    num_hidden_layers: int = 1
+    batch_size: int = 2048
     warmup_epochs: int = 5
     decay_epochs: int = 0
     grad_norm: float = 1.0
@@ -325,8 +327,8 @@ class FlowTrainingConfig(RegionConfig):
     universe: Literal["gt10", "positive"] = "gt10"
     loss: Literal["poisson", "balanced_mse"] = "poisson"
     area_feature: bool = True
-    num_components: int = 16
-    dropout: float = 0.1
+    num_components: int = 8
+    dropout: float = 0.05
     unit_terms: bool = True
     pair_distance: bool = True
     population_path: str | None = None
@@ -338,7 +340,7 @@ class FlowTrainingConfig(RegionConfig):
     def __post_init__(self) -> None:
         for name in ("max_epochs", "lr", "sigma_lr", "embedding_size", "batch_size", "grad_norm", "evaluate_every", "patience"):
             require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
-        for name in ("num_hidden_layers", "warmup_epochs", "decay_epochs", "seed", "num_components"):
+        for name in ("num_hidden_layers", "warmup_epochs", "decay_epochs", "seed", "num_components", "weight_decay"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         require(0 <= self.dropout < 1, "dropout", self.dropout, "0 or more and below 1")
 
