@@ -74,7 +74,7 @@ class Sample:
         if not (folder / "run.json").is_file():
             source = self.data / city.name
             self.stage(
-                "img_preprocessing.py", "--input_tif_path", source / city.scene, "--shp_path", next(source.glob("tracts*.g*")),
+                "img_preprocessing.py", "--input_tif_path", source / city.scene, "--shp_path", source / "units.gpkg",
                 "--output_tif_dir", self.out, "--region", city.name, "--tag", city.tag, "--year", city.year,
             )  # fmt: skip
         return folder
@@ -99,7 +99,7 @@ class Sample:
 
     def region_flags(self, city: City, log: str, table: Path) -> list[object]:
         """The flags that stages 4 and 5 share."""
-        units = next((self.data / city.name).glob("tracts*.g*"))
+        units = self.data / city.name / "units.gpkg"
         place = ["--region", city.name, "--units_path", units, "--flows_path", self.data / city.name / "flows.csv", "--year", 2015]
         return ["--log", log, "--node_feats_path", table, *place, "--output_dir", self.out / "outputs"]
 

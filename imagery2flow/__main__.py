@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from imagery2flow.run.cli import parse_config
-from imagery2flow.run.config import ResultsConfig, SyntheticConfig
+from imagery2flow.run.config import MapConfig, ResultsConfig, SyntheticConfig
 from imagery2flow.run.stage import run_stage
 
 
@@ -26,7 +26,15 @@ def results(argv: Sequence[str]) -> int:
     return run_stage("results", config, collect_results)
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"synthetic": synthetic, "results": results}
+def flow_map(argv: Sequence[str]) -> int:
+    """Draws a region's imagery, observed and predicted flows."""
+    config = parse_config("python -m imagery2flow map", MapConfig, argv)
+    from imagery2flow.figures.maps import draw_map
+
+    return run_stage("map", config, draw_map)
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"synthetic": synthetic, "results": results, "map": flow_map}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

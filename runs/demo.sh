@@ -39,6 +39,8 @@ run test_ODPrediction.py --log M1_l8_2020 --node_feats_path demo/data/M2/l8_M1.c
 
 say "result"
 run -m imagery2flow results --output_dir demo/outputs --log M1_l8_2020 --data_root demo/data
+run -m imagery2flow map --predictions_path demo/outputs/M1_l8_2020/M2_2020/predictions_lightgbm.csv --units_path demo/data/M2/units.gpkg \
+    --scene_path demo/data/M2/scene.tif --output_path demo/M2.png
 cat <<END
 
 The files, below demo/:
@@ -48,5 +50,6 @@ The files, below demo/:
   ckpt/M1_l8_img_20.pth, ..._loss.png              the encoder and its loss
   outputs/M1_l8_2020/                              the flow model, metrics.json, predictions of M1
   outputs/M1_l8_2020/M2_2020/                      predictions and metrics.json of M2
+  M2.png                                           M2's imagery, observed and predicted flows
 Done in $((SECONDS - started)) s.
 END

@@ -1,7 +1,12 @@
 """What several folders of tests use: a scene and units, each written by one call."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Before torch is imported: processes beside each other that all use every core wait for each other most of the time.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import geopandas as gpd
 import hypothesis

@@ -387,6 +387,25 @@ class ResultsConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MapConfig:
+    """Draw a region's imagery, observed flows and predicted flows beside each other.
+
+    Args:
+        predictions_path: Table that stage 4 or 5 wrote: h_geocode, w_geocode, count, prediction.
+        units_path: Areal units of those flows.
+        scene_path: Scene to show; its first three bands as red, green, blue.
+        output_path: Picture to write: PNG, PDF or SVG by its suffix.
+        id_column: Column of the unit ids; default GEOID20, GEOID or geocode, whichever is there.
+    """
+
+    predictions_path: str
+    units_path: str
+    scene_path: str
+    output_path: str
+    id_column: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class SyntheticConfig:
     """Generate a metro whose imagery shows land use and whose flows follow a known law of it.
 

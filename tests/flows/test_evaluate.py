@@ -1,0 +1,67 @@
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from scipy.stats import poisson
+
+from imagery2flow.flows.evaluate import collect_results, reachable_scores
+from imagery2flow.flows.metrics import cpc
+from imagery2flow.run.config import ResultsConfig
+from imagery2flow.run.errors import MissingInputError
+
+SCORES = {"gt10": {"cpc": 0.5, "rmse": 12.345, "mae": 6.0, "num_pairs": 1234}}
+
+
+def write_scores(folder, region, scores=SCORES, **predictors):
+    """What stages 4 and 5 leave in a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "metrics.json").write_text(json.dumps({"lightgbm": scores, "constant": scores, "bilinear": scores, **predictors}))
+    (folder / "run.json").write_text(json.dumps({"config": {"region": region, "year": 2020}}))
+
+
+@pytest.fixture
+def model(tmp_path, monkeypatch):
+    """A model tested on its own region, which is a generated one, and on another city."""
+    monkeypatch.chdir(tmp_path)
+    write_scores(Path("outputs/m"), "own")
+    write_scores(Path("outputs/m/far_2020"), "far")
+    pairs = {"h_geocode": ["01", "01", "02", "02"], "w_geocode": ["01", "02", "01", "02"]}
+    table = pd.DataFrame(pairs).assign(count=[20, 3, 15, 30], prediction=1.0, split=["test", "test", "train", "test"])
+    table.to_csv("outputs/m/predictions_bilinear.csv", index=False)
+    Path("data/own").mkdir(parents=True)
+    pd.DataFrame(pairs).assign(mean=[18.0, 4.0, 99.0, 33.0]).sample(frac=1, random_state=0).to_csv("data/own/law.csv", index=False)
+    return tmp_path
+
+
+def test_the_reachable_score_is_that_of_the_laws_expectation_on_the_pairs_that_were_held_out(model):
+    found = reachable_scores(Path("data/own/law.csv"), Path("outputs/m"))
+    assert {name: scores["num_pairs"] for name, scores in found.items()} == {"gt10": 2, "positive": 3}
+    for name, minimum, kept in (("gt10", 10, [(20, 18.0), (30, 33.0)]), ("positive", 0, [(20, 18.0), (3, 4.0), (30, 33.0)])):
+        expected = []
+        for _, mean in kept:
+            numbers = range(minimum + 1, 300)
+            expected.append(sum(n * poisson.pmf(n, mean) for n in numbers) / sum(poisson.pmf(n, mean) for n in numbers))
+        observed = pd.Series([count for count, _ in kept], dtype=float)
+        assert found[name]["cpc"] == pytest.approx(cpc(observed, pd.Series(expected)))
+
+
+def test_every_score_is_a_row_and_the_table_is_printed_as_markdown(model, ledger, capsys):
+    assert collect_results(ResultsConfig(log="m"), ledger) == Path("outputs/m/results_run.json")
+    table = pd.read_csv("outputs/m/results.csv")
+    columns = ["region", "year", "tested on", "pairs", "predictor", "num_pairs", "cpc", "rmse", "mae"]
+    assert table.columns.tolist() == columns
+    own = table[table.region == "own"]
+    assert own["tested on"].unique().tolist() == ["held-out origins"]
+    assert own.predictor.tolist() == ["bilinear", "lightgbm", "constant", "best reachable", "best reachable"]
+    assert table[table.region == "far"]["tested on"].tolist() == ["another city"] * 3
+    lines = capsys.readouterr().out.splitlines()
+    assert [cell.strip() for cell in lines[0].strip("|").split("|")] == ["region", "year", "tested on", "pairs", "number", "predictor", "CPC", "RMSE", "MAE"]  # fmt: skip
+    assert [cell.strip() for cell in lines[2].strip("|").split("|")] == ["own", "2020", "held-out origins", "gt10", "1,234", "bilinear", "0.500", "12.35", "6.00"]  # fmt: skip
+    assert len(lines) == 2 + len(table)
+    assert len({len(line) for line in lines}) == 1
+
+
+def test_a_model_without_scores_is_refused(tmp_path, ledger):
+    with pytest.raises(MissingInputError, match=r"m holds no metrics.json; train and test a model"):
+        collect_results(ResultsConfig(log="m", output_dir=str(tmp_path)), ledger)
