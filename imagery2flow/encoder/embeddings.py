@@ -36,7 +36,11 @@ def make_embeddings(config: EmbeddingConfig, ledger: Ledger) -> Path:
     ledger.reads(path)
     if record.epoch < record.total_epoch:
         ledger.note(f"encoder {path} is unfinished: epoch {record.epoch} of {record.total_epoch}")
-    patches = load_patches(config.data_path, record.normalisation.band_names, ledger)
+    names = record.normalisation.band_names
+    remedy = (
+        f"the encoder {path} reads {', '.join(names)}: embed patches with those bands, or train an encoder on the common ones with --bands"
+    )
+    patches = load_patches(config.data_path, names, ledger, remedy)
     if config.normalisation == "checkpoint":
         check_scale(record, patches, config.data_path)
     else:
@@ -50,9 +54,9 @@ def make_embeddings(config: EmbeddingConfig, ledger: Ledger) -> Path:
     table = as_table(vectors, patches)
     if config.band_statistics:
         statistics = unit_statistics(patches, normalisation).astype(np.float32)
-        names = [f"{band}_{kind}" for kind in ("mean", "std") for band in normalisation.band_names]
-        table[names] = statistics
-        ledger.note(f"columns 0..{vectors.shape[1] - 1} are the encoder's, {', '.join(names)} the bands' statistics per unit")
+        columns = [f"{band}_{kind}" for kind in ("mean", "std") for band in names]
+        table[columns] = statistics
+        ledger.note(f"columns 0..{vectors.shape[1] - 1} are the encoder's, {', '.join(columns)} the bands' statistics per unit")
     write_table(Path(config.output_path), table, index=True)
     ledger.went_out["embeddings"] = len(patches)
     return Path(config.output_path + ".run.json")

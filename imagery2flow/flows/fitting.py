@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from imagery2flow.flows import metrics
 from imagery2flow.flows.model import BalancedMSE, FlowModel, poisson_loss
-from imagery2flow.flows.record import build_model, largest_log2, to_flow
+from imagery2flow.flows.record import build_model, flow_range_of, to_flow
 from imagery2flow.flows.region import Region
 from imagery2flow.flows.scaling import Scaling
 from imagery2flow.flows.table import FlowTable
@@ -70,7 +70,7 @@ class NetworkFitting:
         self.config, self.device = config, device
         self.train, self.valid = (to_tensors(region, scaling, pairs, device) for pairs in (train, valid))
         self.graph = scaling.graph_tensors(region, device)
-        self.log2_limit = largest_log2(train.count)
+        self.flow_range = flow_range_of(train, config.universe)
         with seeded(config.seed, WEIGHTS):
             self.model = build_model(dataclasses.asdict(config), scaling).to(device)
         with torch.no_grad():
@@ -132,7 +132,7 @@ class NetworkFitting:
         self.model.eval()
         pairs = self.valid
         log_flow = self.model.decode(self.model.embed(self.graph), pairs.origin, pairs.destination, pairs.distance)
-        observed, predicted = to_flow(pairs.log_flow, math.inf), to_flow(log_flow, self.log2_limit)
+        observed, predicted = to_flow(pairs.log_flow), to_flow(log_flow).clip(*self.flow_range)
         return {name: function(observed, predicted) for name, function in metrics.SCORES.items()}
 
     def note(self, epoch: int, loss: float, scores: dict[str, float], ledger: Ledger) -> None:

@@ -19,7 +19,7 @@ from imagery2flow.flows.graph import RegionGraph, great_circle_m
 from imagery2flow.flows.model import FlowModel
 from imagery2flow.flows.region import Region
 from imagery2flow.flows.scaling import Scaling
-from imagery2flow.flows.table import FlowTable
+from imagery2flow.flows.table import UNIVERSES, FlowTable
 from imagery2flow.run.errors import InputError
 from imagery2flow.run.files import load_tensors, save_tensors
 
@@ -27,7 +27,7 @@ FORMAT = "imagery2flow-od-2"
 MODEL_FILE, TREES_FILE = "od_model.pt", "lightgbm.txt"
 PAIRS_PER_BLOCK = 500_000
 SAME_PLACE_M = 1000.0
-PLAIN_FIELDS = ("config", "region", "split", "centroid", "constant", "log2_limit")
+PLAIN_FIELDS = ("config", "region", "split", "centroid", "constant", "flow_range")
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class FlowRecord:
         split: Split of every origin of the source region: id -> train, valid, test.
         centroid: Where those units lie: id -> longitude and latitude.
         constant: Best constant of the training flows, by universe.
-        log2_limit: Predictions of the bilinear decoder are cut here: one doubling above the largest training flow.
+        flow_range: Predictions of the bilinear decoder are held in this range, in commuters; see ``flow_range_of``.
     """
 
     model: FlowModel
@@ -82,7 +82,7 @@ class FlowRecord:
     split: dict[str, str]
     centroid: dict[str, tuple[float, float]]
     constant: dict[str, float]
-    log2_limit: float
+    flow_range: tuple[float, float]
     device: torch.device = field(default=torch.device("cpu"))
 
     def has_learned(self, graph: RegionGraph) -> np.ndarray:
@@ -110,19 +110,23 @@ class FlowRecord:
         for start in range(0, len(pairs), PAIRS_PER_BLOCK):
             block = slice(start, start + PAIRS_PER_BLOCK)
             log_flow = self.model.decode(embedded.hidden, origin[block], destination[block], relative[block])
-            parts.append(to_flow(log_flow, self.log2_limit))
+            parts.append(to_flow(log_flow).clip(*self.flow_range))
         bilinear = np.concatenate(parts) if parts else np.zeros(0)
         return {"bilinear": bilinear, "lightgbm": predict_trees(self.trees, embedded.tree_inputs, pairs, distance)}
 
 
-def to_flow(log_flow: torch.Tensor, log2_limit: float) -> np.ndarray:
-    """Commuters from the logarithm that the bilinear decoder gives, cut at a limit: [num_pairs]."""
-    return torch.exp2(log_flow.clamp(max=log2_limit)).double().cpu().numpy()
+def to_flow(log_flow: torch.Tensor) -> np.ndarray:
+    """Commuters from their log2 [num_pairs], in double precision."""
+    return torch.exp2(log_flow.double()).cpu().numpy()
 
 
-def largest_log2(counts: np.ndarray) -> float:
-    """Where predictions of the bilinear decoder are cut: one doubling above the largest training flow."""
-    return float(np.log2(counts.max())) + 1.0
+def flow_range_of(train: FlowTable, universe: str) -> tuple[float, float]:
+    """Range of predictions: from the smallest flow of the universe that is trained on to twice the largest training flow.
+
+    A model that saw only flows above 10 says how many commute, given that more than 10 do. Without the lower end, a decoder that meets
+    distances longer than any in its own city predicts that nobody does (docs/experiments.md).
+    """
+    return UNIVERSES[universe] + 1.0, 2.0 * float(train.count.max())
 
 
 def save_record(folder: Path, record: FlowRecord) -> None:

@@ -21,7 +21,7 @@ from imagery2flow.flows.baselines import best_constant
 from imagery2flow.flows.decoder import pair_features, train_trees
 from imagery2flow.flows.fitting import NetworkFitting
 from imagery2flow.flows.model import FlowModel
-from imagery2flow.flows.record import FlowRecord, embed_region, largest_log2, save_record
+from imagery2flow.flows.record import FlowRecord, embed_region, flow_range_of, save_record
 from imagery2flow.flows.region import Region, load_region
 from imagery2flow.flows.scaling import Scaling, fit_scaling
 from imagery2flow.flows.table import SPLITS, UNIVERSES, FlowTable, check_split, read_population, read_split, split_origins
@@ -111,7 +111,7 @@ def fit_decoders(
             zip(region.graph.geocodes, zip(region.graph.longitude.tolist(), region.graph.latitude.tolist(), strict=True), strict=True)
         ),
         constant={name: best_constant(train_flows.universe(name).count) for name in UNIVERSES if len(train_flows.universe(name))},
-        log2_limit=largest_log2(train_flows.count),
+        flow_range=flow_range_of(train_flows, config.universe),
         device=device,
     )
 

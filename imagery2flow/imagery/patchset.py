@@ -20,6 +20,7 @@ from imagery2flow.imagery.scene import choose_bands, imagery_bands
 from imagery2flow.run.errors import BandError, InputError, MissingInputError, TableError, shown
 from imagery2flow.run.stage import Ledger
 
+CHOOSE_BANDS = "choose among them with --bands"
 IMAGE_SUFFIXES = {".tif", ".tiff", ".png", ".jpg", ".jpeg", ".vrt"}
 
 
@@ -64,13 +65,14 @@ class PatchSet:
         return self.values[rows].reshape(height, width, -1), self.valid[rows].reshape(height, width)
 
 
-def load_patches(data_path: str, bands: Sequence[str], ledger: Ledger) -> PatchSet:
+def load_patches(data_path: str, bands: Sequence[str], ledger: Ledger, remedy: str = CHOOSE_BANDS) -> PatchSet:
     """Loads the patches of a folder.
 
     Args:
         data_path: Folder that stage 1 wrote, or a folder of images named ``..._<geocode>.tif``.
         bands: Published count, or names of the bands to take; all if empty.
         ledger: Takes the units without a patch.
+        remedy: What the user can do if a band is not there.
 
     Raises:
         MissingInputError: The folder is absent or holds no patch.
@@ -80,7 +82,7 @@ def load_patches(data_path: str, bands: Sequence[str], ledger: Ledger) -> PatchS
     """
     folder = Path(data_path)
     paths = find_patches(folder, ledger)
-    chosen, names = choose_patch_bands(next(iter(paths.values())), bands)
+    chosen, names = choose_patch_bands(next(iter(paths.values())), bands, remedy)
     shapes = np.zeros((len(paths), 2), dtype=np.int64)
     pixels: list[np.ndarray] = []
     masks: list[np.ndarray] = []
@@ -137,7 +139,7 @@ def find_patches(folder: Path, ledger: Ledger) -> dict[str, Path]:
     return paths
 
 
-def choose_patch_bands(path: Path, bands: Sequence[str]) -> tuple[list[int], tuple[str, ...]]:
+def choose_patch_bands(path: Path, bands: Sequence[str], remedy: str = CHOOSE_BANDS) -> tuple[list[int], tuple[str, ...]]:
     """Numbers and names of the bands to read, by the first patch.
 
     Raises:
@@ -152,7 +154,7 @@ def choose_patch_bands(path: Path, bands: Sequence[str]) -> tuple[list[int], tup
                 f"--bands {bands[0]} but the patches of {path.parent} have {len(available)} bands ({listing}); name the ones to use, for example --bands {available[1]}"
             )
         bands = ()
-    chosen = choose_bands(bands, available, f"patches {path.parent}")
+    chosen = choose_bands(bands, available, f"patches {path.parent}", remedy)
     return chosen, tuple(available[number] for number in chosen)
 
 

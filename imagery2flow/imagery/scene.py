@@ -34,6 +34,7 @@ BAND_WORDS |= {
     "swir16": "swir1",
     "swir22": "swir2",
 }
+NAME_BANDS = "choose among them with --bands, or name them with --band_names"
 METRES_PER_DEGREE = 111_320.0  # of latitude, and of longitude at the equator
 # Above this share of a scene's width, a block is a strip: reading one small patch decodes whole rows of the scene.
 STRIP_SHARE = 0.9
@@ -182,8 +183,14 @@ def open_scene(path: str, bands: Sequence[str] = (), names: Sequence[str] = (), 
         raise MissingInputError(f"scene {path} {reason}; check the path given to --input_tif_path") from error
 
 
-def choose_bands(asked: Sequence[str], available: dict[int, str], where: str) -> list[int]:
+def choose_bands(asked: Sequence[str], available: dict[int, str], where: str, remedy: str = NAME_BANDS) -> list[int]:
     """Numbers of the bands that are asked for by name or number, in the order asked; all if none is asked for.
+
+    Args:
+        asked: Names or 1-based numbers.
+        available: Number and name of each band.
+        where: What has these bands, for messages.
+        remedy: What the user can do about a band that is not there.
 
     Raises:
         BandError: A band is missing or its name is ambiguous.
@@ -196,9 +203,7 @@ def choose_bands(asked: Sequence[str], available: dict[int, str], where: str) ->
         if len(matching) != 1:
             problem = "has no" if not matching else f"has {len(matching)} bands named"
             listing = ", ".join(f"{number} {name}" for number, name in available.items())
-            raise BandError(
-                f"{where} {problem} {wanted}; its bands are {listing}: choose among them with --bands, or name them with --band_names"
-            )
+            raise BandError(f"{where} {problem} {wanted}; its bands are {listing}: {remedy}")
         chosen.append(matching[0])
     return chosen
 

@@ -41,7 +41,7 @@ def record(region):
     trees = train_trees(data, data, TreesConfig(num_trees=5, early_stopping=0), 0, 1)
     split = dict.fromkeys(GEOCODES[:20], "train") | dict.fromkeys(GEOCODES[20:], "test")
     return FlowRecord(
-        model, trees, scaling, config, "town", split, dict.fromkeys(GEOCODES, (0.0, 0.0)), {"gt10": 14.0, "positive": 6.0}, 30.0
+        model, trees, scaling, config, "town", split, dict.fromkeys(GEOCODES, (0.0, 0.0)), {"gt10": 14.0, "positive": 6.0}, (1.0, 1e9)
     )
 
 
@@ -55,8 +55,8 @@ def test_the_trees_see_the_networks_embeddings_and_its_features_if_asked_for(reg
 
 def test_predictions_of_both_decoders_by_pair(region, record):
     embedded = record.embed(region)
-    limit = float(np.median(np.log2(record.predict(embedded, region.flows)["bilinear"])))
-    record = dataclasses.replace(record, log2_limit=limit)
+    low, high = np.quantile(record.predict(embedded, region.flows)["bilinear"], [0.3, 0.7])
+    record = dataclasses.replace(record, flow_range=(low, high))
     found = record.predict(embedded, region.flows)
     farthest_m = max(
         great_circle_m(region.graph.longitude[i], region.graph.latitude[i], region.graph.longitude[j], region.graph.latitude[j])
@@ -69,9 +69,9 @@ def test_predictions_of_both_decoders_by_pair(region, record):
         distance = torch.tensor([region.graph.distance_m(np.array([i]), np.array([j]))[0] / farthest_m], dtype=torch.float32)
         with torch.inference_mode():
             log_flow = record.model.decode(embedded.hidden, torch.tensor([i]), torch.tensor([j]), distance).item()
-        limited.append(log_flow > limit)
-        assert found["bilinear"][pair] == pytest.approx(2 ** min(log_flow, limit), rel=1e-5)
-    assert 0 < sum(limited) < len(limited)
+        limited.append("low" if 2**log_flow < low else "high" if 2**log_flow > high else "neither")
+        assert found["bilinear"][pair] == pytest.approx(min(max(2**log_flow, low), high), rel=1e-5)
+    assert set(limited) == {"low", "high", "neither"}
     distance = record.scaling.relative_distance(region, region.flows)
     np.testing.assert_array_equal(found["lightgbm"], predict_trees(record.trees, embedded.tree_inputs, region.flows, distance))
 
@@ -91,7 +91,7 @@ def test_a_saved_model_comes_back_whole(region, record, tmp_path):
     assert {path.name for path in (tmp_path / "model").iterdir()} == {"od_model.pt", "lightgbm.txt"}
     assert torch.load(tmp_path / "model" / "od_model.pt", weights_only=True)["format"] == "imagery2flow-od-2"
     loaded = load_record(tmp_path / "model", CPU)
-    for name in ("config", "region", "split", "constant", "log2_limit"):
+    for name in ("config", "region", "split", "constant", "flow_range"):
         assert getattr(loaded, name) == getattr(record, name)
     for item in dataclasses.fields(record.scaling):
         np.testing.assert_array_equal(getattr(loaded.scaling, item.name), getattr(record.scaling, item.name))
