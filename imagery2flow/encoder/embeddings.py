@@ -37,9 +37,7 @@ def make_embeddings(config: EmbeddingConfig, ledger: Ledger) -> Path:
     if record.epoch < record.total_epoch:
         ledger.note(f"encoder {path} is unfinished: epoch {record.epoch} of {record.total_epoch}")
     names = record.normalisation.band_names
-    remedy = (
-        f"the encoder {path} reads {', '.join(names)}: embed patches with those bands, or train an encoder on the common ones with --bands"
-    )
+    remedy = f"the encoder {path} reads {', '.join(names)}: embed patches with those bands, or train an encoder on the common ones"
     patches = load_patches(config.data_path, names, ledger, remedy)
     if config.normalisation == "checkpoint":
         check_scale(record, patches, config.data_path)

@@ -28,7 +28,7 @@ from imagery2flow.imagery.views import Pyramid, build_pyramid, choose_view_size,
 from imagery2flow.run.config import EncoderConfig
 from imagery2flow.run.device import generator, make_fabric
 from imagery2flow.run.errors import BandError, InputError
-from imagery2flow.run.files import write_table
+from imagery2flow.run.files import check_output_folder, write_table
 from imagery2flow.run.stage import Ledger, Terminated, TerminationFlag
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ def train_encoder(config: EncoderConfig, ledger: Ledger) -> Path:
     Raises:
         InputError: The patches cannot be used, or the checkpoint to resume is of another run.
     """
+    check_output_folder(config.model_path, "--model_path")
     patches = load_patches(config.data_path, config.bands, ledger)
     check_patches(patches, config)
     view_size = config.view_size or choose_view_size(patches)

@@ -15,7 +15,8 @@ import numpy as np
 import pandas as pd
 import shapely
 
-from imagery2flow.run.errors import InputError, TableError, shown
+from imagery2flow.flows.table import explain_unknown, note_numeric_ids
+from imagery2flow.run.errors import Faults, InputError, TableError, shown
 from imagery2flow.run.files import read_table
 from imagery2flow.run.stage import Ledger
 
@@ -64,22 +65,21 @@ def great_circle_m(longitude_a: np.ndarray, latitude_a: np.ndarray, longitude_b:
     return 2 * EARTH_RADIUS_M * np.arcsin(np.sqrt(np.clip(haversine, 0.0, 1.0)))
 
 
-def build_graph(units: gpd.GeoDataFrame, distance_path: str | None, ledger: Ledger) -> RegionGraph:
+def build_graph(units: gpd.GeoDataFrame, distance_path: str | None, ledger: Ledger, where: str = "the units") -> RegionGraph:
     """Makes the graph of a region.
 
     Args:
         units: Index ``geocode`` (sorted), polygons, any CRS.
         distance_path: Table of distances in metres, or None.
         ledger: Takes islands and distances that the table lacks.
+        where: What to call the units in a message.
 
     Raises:
         InputError: The units are not polygons.
         TableError: The table of distances has faults.
     """
     if not units.geom_type.isin(("Polygon", "MultiPolygon")).all():
-        raise InputError(
-            f"the graph needs polygons but the units hold {', '.join(sorted(set(units.geom_type)))}; give the tracts themselves"
-        )
+        raise InputError(f"the graph needs polygons but {where} hold {', '.join(sorted(set(units.geom_type)))}; give the tracts themselves")
     metric = units.to_crs(units.estimate_utm_crs())
     centroids = metric.centroid.to_crs(4326)
     geocodes = tuple(units.index)
@@ -134,31 +134,44 @@ def read_distances(path: str | Path, geocodes: Sequence[str], ledger: Ledger) ->
     """
     table = read_table(path, "distances", ("h_geocode", "w_geocode", 0))
     ledger.reads(path)
+    faults = Faults(f"distances {path}")
     if not {"h_geocode", "w_geocode", "distance_m"} <= set(table.columns):
+        if {"h_geocode", "w_geocode"} & set(table.columns):
+            listing = ", ".join(map(str, table.columns))
+            raise TableError(
+                f"distances {path} need the columns h_geocode, w_geocode and distance_m, but have {listing}; rename or add them"
+            )
         square = table.set_index(table.columns[0])
         square.index = square.index.astype(str)
         table = square.rename_axis("h_geocode").melt(ignore_index=False, var_name="w_geocode", value_name="distance_m").reset_index()
     numbers = pd.to_numeric(table.distance_m, errors="coerce")
     wrong = table.distance_m[(numbers.isna() & table.distance_m.notna()) | np.isinf(numbers)]
     if len(wrong):
-        raise TableError(f"distances {path} hold {len(wrong):,} values that are infinite or no numbers ({shown(wrong)}); give metres")
+        faults.add(f"{len(wrong):,} values are infinite or no numbers ({shown(wrong)}); give metres")
+    if (numbers < 0).any():
+        faults.add(f"{(numbers < 0).sum():,} values are negative ({shown(table.distance_m[numbers < 0])}); give metres, 0 or more")
+    index = pd.Index(geocodes)
+    for column in ("h_geocode", "w_geocode"):
+        if not note_numeric_ids(table[column], column, faults):
+            ids = table[column].astype(str)
+            explain_unknown(column, pd.Index(ids[~ids.isin(index)].unique()), index, True, faults)
     table = table.assign(distance_m=numbers).dropna(subset=["distance_m"])
     table = table[(table.distance_m != 0) | (table.h_geocode == table.w_geocode)]
-    index = pd.Index(geocodes)
+    repeated = table[table[["h_geocode", "w_geocode"]].duplicated()]
+    if len(repeated):
+        pairs = shown(f"{home}>{work}" for home, work in zip(repeated.h_geocode, repeated.w_geocode, strict=True))
+        faults.add(f"{len(repeated):,} pairs occur more than once ({pairs}); keep one row each")
     origin, destination = index.get_indexer(table.h_geocode.astype(str)), index.get_indexer(table.w_geocode.astype(str))
     inside = (origin >= 0) & (destination >= 0)
-    if not inside.any():
-        raise TableError(
-            f"distances {path} name none of the {len(index):,} units ({shown(table.h_geocode)} there, {shown(index)} in the units); check that ids are text of equal length"
+    if not inside.any() and not faults.sentences:
+        faults.add(
+            f"none of the {len(index):,} units is named ({shown(table.h_geocode)} there, {shown(index)} in the units); check that ids are text of equal length"
         )
+    faults.raise_if_any()
     ledger.leave_out(
         "distances of units that are not in the region",
         sorted(set(table.h_geocode[origin < 0].astype(str)) | set(table.w_geocode[destination < 0].astype(str))),
     )
-    if (table.distance_m < 0).any():
-        raise TableError(f"distances {path} hold {(table.distance_m < 0).sum():,} negative values; give metres, 0 or more")
-    if table[["h_geocode", "w_geocode"]].duplicated().any():
-        raise TableError(f"distances {path} hold pairs more than once; keep one row each")
     matrix = np.full((len(index), len(index)), np.nan)
     matrix[origin[inside], destination[inside]] = table.distance_m.to_numpy(np.float64)[inside]
     return matrix

@@ -17,13 +17,17 @@ Shapes: units [num_units, dim], edges [2, num_edges] (neighbour, unit), pairs [n
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from torch_geometric.nn import GATConv
+
+with warnings.catch_warnings():  # torch_geometric 2.7 calls what torch 2.11 deprecates; the user cannot mend it
+    warnings.filterwarnings("ignore", message=".*torch.jit.script.*", category=FutureWarning)
+    from torch_geometric.nn import GATConv
 
 NEGATIVE_SLOPE = 0.01
 DISTANCE_WIDTH = 16

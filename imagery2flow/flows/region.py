@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from imagery2flow.flows.graph import RegionGraph, build_graph
-from imagery2flow.flows.table import FlowTable, explain_unknown, read_flows
+from imagery2flow.flows.table import FlowTable, check_unit_ids, read_flows
 from imagery2flow.imagery.units import read_units
 from imagery2flow.run.config import RegionConfig
 from imagery2flow.run.errors import Faults, MissingInputError, TableError, shown
@@ -47,10 +47,11 @@ def load_region(config: RegionConfig, ledger: Ledger, flows_required: bool) -> R
         MissingInputError: A file is absent.
         TableError: A table has faults, or tables share no id.
     """
-    units = read_units(find_units(config), config.id_column, ledger)
+    units_path = find_units(config)
+    units = read_units(units_path, config.id_column, ledger)
     ledger.came_in["units"] = len(units)
     embeddings = read_embeddings(config.node_feats_path, units.index, ledger)
-    graph = build_graph(units.loc[embeddings.index], config.distance_path, ledger)
+    graph = build_graph(units.loc[embeddings.index], config.distance_path, ledger, f"the units {units_path}")
     flows_path = find_flows(config, flows_required, ledger)
     flows = None
     if flows_path is not None:
@@ -109,12 +110,11 @@ def read_embeddings(path: str, units: pd.Index, ledger: Ledger) -> pd.DataFrame:
     ledger.came_in["embeddings"] = len(table)
     table.columns = table.columns.astype(str)
     faults = Faults(f"features {path}")
-    check_features(table, faults)
+    check_features(table, units, faults)
     faults.raise_if_any()
     table = table.set_index("geocode").sort_index()
     foreign = table.index.difference(units)
-    explain_unknown("geocode", foreign, units, True, faults)  # names lost zeros; foreign units as such may be there
-    if len(foreign) == len(table) and not faults.sentences:
+    if len(foreign) == len(table):
         faults.add(
             f"none of its {len(table):,} ids ({shown(table.index)}) is among the {len(units):,} units ({shown(units)}); use the features of this region and census year"
         )
@@ -124,26 +124,24 @@ def read_embeddings(path: str, units: pd.Index, ledger: Ledger) -> pd.DataFrame:
     return table.loc[table.index.isin(units)]
 
 
-def check_features(table: pd.DataFrame, faults: Faults) -> None:
+def check_features(table: pd.DataFrame, units: pd.Index, faults: Faults) -> None:
     """Notes ids and values that cannot be used."""
     ids, values = table["geocode"], table.drop(columns="geocode")
-    if pd.api.types.is_numeric_dtype(ids):
-        faults.add(f"geocode holds numbers ({ids.iloc[0] if len(ids) else 'none'}), so that leading zeros are lost; store ids as text")
-    repeated = ids[ids.duplicated()]
-    if len(repeated):
-        faults.add(f"{len(repeated)} ids occur more than once ({shown(repeated)}); keep one row each")
-    if ids.isna().any():
-        faults.add(f"{ids.isna().sum()} ids are empty; give every row an id")
     if table.empty or values.shape[1] == 0:
         faults.add(f"the table has {len(table)} rows and {values.shape[1]} columns of features; make it with get_img_embedding.py")
+        return
+    check_unit_ids(ids, units, faults)
+    if ids.isna().any():
+        faults.add(f"{ids.isna().sum()} ids are empty; give every row an id")
     texts = [str(column) for column in values if not pd.api.types.is_numeric_dtype(values[column])]
     if texts:
-        faults.add(f"columns {shown(texts)} are not numbers; remove them")
+        first = pd.to_numeric(values[texts[0]], errors="coerce").isna().to_numpy().argmax()
+        faults.add(f"columns {shown(texts)} are not numbers ({ids.iloc[first]}: {values[texts[0]].iloc[first]}); mend or remove them")
     numbers = values.drop(columns=[column for column in values if str(column) in texts])
-    bad = ~np.isfinite(numbers.to_numpy(np.float64)).all(axis=0)
+    bad = ~np.isfinite(numbers.to_numpy(np.float64))
     if bad.any():
         faults.add(
-            f"columns {shown(numbers.columns[bad])} hold missing or infinite values; remove those columns or rows, or fill them knowingly"
+            f"columns {shown(numbers.columns[bad.any(axis=0)])} hold missing or infinite values, in the rows of {shown(ids[bad.any(axis=1)])}; remove those columns or rows, or fill them knowingly"
         )
 
 

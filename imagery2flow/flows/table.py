@@ -129,8 +129,7 @@ def check_flow_ids(table: pd.DataFrame, geocodes: Sequence[str], drop_unknown_un
     known = pd.Series(True, index=table.index)
     for column in ("h_geocode", "w_geocode"):
         ids = table[column]
-        if pd.api.types.is_numeric_dtype(ids):
-            faults.add(f"{column} holds numbers ({ids.iloc[0] if len(ids) else 'none'}), so that leading zeros are lost; store ids as text")
+        if note_numeric_ids(ids, column, faults):
             continue
         if ids.isna().any():
             faults.add(f"{ids.isna().sum():,} values of {column} are empty; give every flow both ids")
@@ -139,6 +138,23 @@ def check_flow_ids(table: pd.DataFrame, geocodes: Sequence[str], drop_unknown_un
         known &= joined
         explain_unknown(column, unknown, known_ids, drop_unknown_units, faults)
     return known
+
+
+def note_numeric_ids(ids: pd.Series, column: str, faults: Faults) -> bool:
+    """Notes ids that were stored as numbers; returns whether they were."""
+    numeric = pd.api.types.is_numeric_dtype(ids)
+    if numeric:
+        faults.add(f"{column} holds numbers ({ids.iloc[0] if len(ids) else 'none'}), so that leading zeros are lost; store ids as text")
+    return numeric
+
+
+def check_unit_ids(ids: pd.Series, geocodes: Sequence[str], faults: Faults) -> None:
+    """Notes ids of a table per unit that are numbers, repeated, or without their leading zeros; foreign units as such may be there."""
+    if not note_numeric_ids(ids, "geocode", faults):
+        explain_unknown("geocode", pd.Index(ids[~ids.isin(geocodes) & ids.notna()].unique()), pd.Index(geocodes), True, faults)
+    repeated = ids[ids.duplicated()]
+    if len(repeated):
+        faults.add(f"{len(repeated)} ids occur more than once ({shown(repeated)}); keep one row each")
 
 
 def explain_unknown(column: str, unknown: pd.Index, known: pd.Index, drop_unknown_units: bool, faults: Faults) -> None:
@@ -210,9 +226,7 @@ def read_split(path: str, flows: FlowTable, ledger: Ledger) -> np.ndarray:
     wrong = table[~table.split.isin(SPLITS)]
     if len(wrong):
         faults.add(f"{len(wrong)} values are not among {', '.join(SPLITS)} ({shown(wrong.split)}); correct them")
-    repeated = table.geocode[table.geocode.duplicated()]
-    if len(repeated):
-        faults.add(f"{len(repeated)} ids occur more than once ({shown(repeated)}); keep one row each")
+    check_unit_ids(table.geocode, flows.geocodes, faults)
     faults.raise_if_any()
     by_id = table.set_index("geocode").split
     outside = by_id.index.difference(flows.geocodes)
@@ -246,14 +260,9 @@ def read_population(path: str, column: str, geocodes: Sequence[str], ledger: Led
         raise TableError(
             f"population {path} needs the columns geocode and {column}, but has {', '.join(map(str, table.columns[:8]))}, ...; name the column with --population_column"
         )
-    if pd.api.types.is_numeric_dtype(table.geocode):
-        raise TableError(
-            f"population {path}: geocode holds numbers ({table.geocode.iloc[0] if len(table) else 'none'}), so that leading zeros are lost; store ids as text"
-        )
-    if table.geocode.duplicated().any():
-        raise TableError(
-            f"population {path} names units more than once ({shown(table.geocode[table.geocode.duplicated()])}); keep one row each"
-        )
-    values = pd.to_numeric(table.set_index(table.geocode.astype(str))[column], errors="coerce").reindex(list(geocodes))
+    faults = Faults(f"population {path}")
+    check_unit_ids(table.geocode, geocodes, faults)
+    faults.raise_if_any()
+    values = pd.to_numeric(table.set_index("geocode")[column], errors="coerce").reindex(list(geocodes))
     ledger.leave_out("units without a known population, ranked at random in the split", values.index[values.isna()])
     return values.to_numpy(np.float64)

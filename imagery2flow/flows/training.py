@@ -27,7 +27,7 @@ from imagery2flow.flows.scaling import Scaling, fit_scaling
 from imagery2flow.flows.table import SPLITS, UNIVERSES, FlowTable, check_split, read_population, read_split, split_origins
 from imagery2flow.run.config import FlowTrainingConfig
 from imagery2flow.run.device import choose_device, deterministic_on_cpu, generator
-from imagery2flow.run.files import write_json, write_table
+from imagery2flow.run.files import check_output_folder, write_json, write_table
 from imagery2flow.run.stage import Ledger
 
 SPLIT = 0  # purpose of random numbers, as a key of ``run.device.generator``; the others are in fitting.py
@@ -39,6 +39,7 @@ def train_flows(config: FlowTrainingConfig, ledger: Ledger) -> Path:
     Raises:
         InputError: The region's files cannot be used, or a split is empty.
     """
+    check_output_folder(config.output_dir, "--output_dir")
     device = choose_device(config.device)
     region = load_region(config, ledger, flows_required=True)
     assert region.flows is not None

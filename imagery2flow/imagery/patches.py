@@ -31,8 +31,8 @@ from tqdm import tqdm
 from imagery2flow.imagery import units as areal_units
 from imagery2flow.imagery.scene import Scene, SceneReader, check_scenes_agree, open_scene
 from imagery2flow.run.config import PreprocessingConfig
-from imagery2flow.run.errors import InputError, MissingInputError
-from imagery2flow.run.files import read_table, replacing, write_json, write_table
+from imagery2flow.run.errors import InputError, MissingInputError, shown
+from imagery2flow.run.files import check_output_folder, filling, read_table, write_json, write_table
 from imagery2flow.run.stage import Ledger
 
 WRITTEN, OUTSIDE, ALL_NODATA, TOO_FEW_VALID = "written", "outside every scene", "all nodata", "below --min_valid"
@@ -94,17 +94,21 @@ def cut_patches(config: PreprocessingConfig, ledger: Ledger) -> Path:
     Raises:
         InputError: A scene or the units cannot be used, or no unit lies on a scene; nothing is written then.
     """
+    check_output_folder(config.output_tif_dir, "--output_tif_dir")
     scenes = [open_scene(path, config.bands, config.band_names, config.nodata) for path in config.input_tif_path]
     check_scenes_agree(scenes)
     for scene in scenes:
         describe_scene(scene, ledger)
     tasks = make_tasks(config, scenes, ledger)
     folder = Path(config.output_tif_dir) / config.region / f"{config.tag}_{config.year}"
-    options = CutOptions(folder, f"{config.tag}_{config.year}", config.all_touched, config.min_valid)
-    folder.mkdir(parents=True, exist_ok=True)
-    results = cut_all(tasks, scenes, options, config.workers)
-    if not any(result.row["status"] == WRITTEN for result in results):
-        raise InputError(f"all {len(tasks):,} units have too few valid pixels on the scenes; check the nodata value and --min_valid")
+    with filling(folder) as temporary:
+        options = CutOptions(temporary, f"{config.tag}_{config.year}", config.all_touched, config.min_valid)
+        results = cut_all(tasks, scenes, options, config.workers)
+        if not any(result.row["status"] == WRITTEN for result in results):
+            named = shown(f"{scene.path}, nodata {'none' if scene.nodata is None else f'{scene.nodata:g}'}" for scene in scenes)
+            raise InputError(
+                f"all {len(tasks):,} units have too few valid pixels on the scenes ({named}); check that value, or --min_valid {config.min_valid:g}"
+            )
     manifest = pd.DataFrame([result.row for result in results])
     write_table(folder / "manifest.csv", manifest.astype(dict.fromkeys(WINDOW_COLUMNS, "Int64")))
     write_json(folder / "stats.json", collect_statistics(results, scenes, config))
@@ -281,7 +285,7 @@ def write_patch(path: Path, values: np.ndarray, valid: np.ndarray, scene: Scene,
         "transform": window_transform(window, scene.transform),
         "nodata": 0 if zero_is_free else None,
     }
-    with replacing(path) as temporary, rasterio.open(temporary, "w", **profile) as patch:
+    with rasterio.open(path, "w", **profile) as patch:  # into a temporary folder; see cut_patches
         patch.write(values)
         patch.descriptions = scene.band_names
         if not zero_is_free:

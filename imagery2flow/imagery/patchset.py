@@ -88,7 +88,7 @@ def load_patches(data_path: str, bands: Sequence[str], ledger: Ledger, remedy: s
     masks: list[np.ndarray] = []
     dtype: str | None = None
     for position, path in enumerate(tqdm(paths.values(), desc="read patches", unit="patch", disable=None)):
-        values, valid = read_patch(path, chosen, names)
+        values, valid = read_patch(path, chosen, names, all_bands=not bands or bands[0].isdigit())
         if dtype not in (None, values.dtype.name):
             raise BandError(f"patch {path} holds {values.dtype.name} but the patches before it {dtype}; bring all to one type and scale")
         dtype = values.dtype.name
@@ -119,6 +119,11 @@ def find_patches(folder: Path, ledger: Ledger) -> dict[str, Path]:
         ledger.reads(folder / "manifest.csv")
         ledger.leave_out("units without a patch", manifest.geocode[manifest.status != WRITTEN])
         written = manifest[manifest.status == WRITTEN].sort_values("geocode")
+        repeated = written.geocode[written.geocode.duplicated()]
+        if len(repeated):
+            raise TableError(
+                f"{folder}/manifest.csv names {len(repeated)} units more than once ({shown(repeated)}); run img_preprocessing.py again, or keep one row each"
+            )
         paths = {geocode: folder / name for geocode, name in zip(written.geocode, written.path, strict=True)}
         gone = [str(path) for path in paths.values() if not path.is_file()]
         if gone:
@@ -172,8 +177,14 @@ def open_patch(path: Path) -> rasterio.DatasetReader:
         ) from error
 
 
-def read_patch(path: Path, chosen: Sequence[int], names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+def read_patch(path: Path, chosen: Sequence[int], names: Sequence[str], all_bands: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """Values [num_bands, height, width] and valid [height, width] of one patch.
+
+    Args:
+        path: File of the patch.
+        chosen: Numbers of the bands to read.
+        names: Their names.
+        all_bands: Whether the patch must have these bands and no other.
 
     Raises:
         BandError: The patch's bands differ from the first patch's.
@@ -181,7 +192,7 @@ def read_patch(path: Path, chosen: Sequence[int], names: Sequence[str]) -> tuple
     """
     with open_patch(path) as patch:
         available = imagery_bands(patch)
-        found = [available.get(number, "none") for number in chosen]
+        found = list(available.values()) if all_bands else [available.get(number, "none") for number in chosen]
         if found != list(names):
             raise BandError(
                 f"patch {path} has the bands {', '.join(found)} where the others have {', '.join(names)}; cut all patches from scenes with equal bands"

@@ -21,7 +21,7 @@ from rasterio.enums import MaskFlags
 from rasterio.errors import RasterioIOError
 from rasterio.windows import Window
 
-from imagery2flow.run.errors import BandError, InputError, MissingInputError
+from imagery2flow.run.errors import BandError, InputError, MissingInputError, first_sentence
 
 # The words by which producers name a band, as in "TM3_red" or "red_toa_reflectance_x10000", and the name that we use.
 BAND_WORDS = {word: word for word in ("coastal", "blue", "green", "red", "nir", "swir1", "swir2", "pan", "cirrus", "thermal")}
@@ -179,7 +179,12 @@ def open_scene(path: str, bands: Sequence[str] = (), names: Sequence[str] = (), 
                 block_width=dataset.block_shapes[0][1],
             )
     except RasterioIOError as error:
-        reason = "does not exist" if not Path(path).exists() else f"cannot be opened as a raster ({str(error).splitlines()[0]})"
+        if Path(path).is_file():
+            raise InputError(
+                f"scene {path} cannot be opened as a raster ({first_sentence(error)}); check the path given to --input_tif_path, "
+                "or, if the file is damaged, copy it again"
+            ) from error
+        reason = "is a folder" if Path(path).exists() else "does not exist"
         raise MissingInputError(f"scene {path} {reason}; check the path given to --input_tif_path") from error
 
 
@@ -258,7 +263,7 @@ class SceneReader:
             valid[rows, columns] = (dataset.read_masks(list(scene.bands), window=inner) > 0).all(axis=0) if scene.has_mask else True
         except RasterioIOError as error:
             raise InputError(
-                f"scene {scene.path} cannot be read at {inner} ({str(error).splitlines()[0]}); the file may be truncated: copy it again"
+                f"scene {scene.path} cannot be read at {inner} ({first_sentence(error.__cause__ or error)}); the file may be truncated: copy it again"
             ) from error
         valid &= ~missing(values, scene.nodata)
         values[:, ~valid] = 0

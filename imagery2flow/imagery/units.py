@@ -39,6 +39,7 @@ def read_units(path: str | Path, id_column: str | None, ledger: Ledger) -> gpd.G
     ledger.reads(path)
     if table.crs is None:
         raise CRSError(f"units {path} state no CRS; write it into the file, for example with geopandas: units.set_crs(4326).to_file(...)")
+    check_degrees(table, path)
     column = find_id_column(table, id_column, path)
     check_ids(table[column], f"units {path}, column {column}")
     table = table.set_index(pd.Index(table[column].astype(str), name="geocode")).sort_index()
@@ -72,6 +73,20 @@ def read_vector(path: Path) -> gpd.GeoDataFrame:
     if not isinstance(table, gpd.GeoDataFrame):
         raise InputError(f"units {path} hold a table without geometries; name a file with polygons or points")
     return table
+
+
+def check_degrees(table: gpd.GeoDataFrame, path: str | Path) -> None:
+    """Refuses coordinates that cannot be the degrees that the file's CRS says they are.
+
+    Raises:
+        CRSError: They are too large.
+    """
+    extent = table.total_bounds
+    if table.crs.is_geographic and (np.abs(extent) > [360, 90, 360, 90]).any():
+        raise CRSError(
+            f"units {path} state {crs_name(table.crs)}, which is in degrees, but their coordinates reach from {extent[0]:.0f} {extent[1]:.0f} "
+            f"to {extent[2]:.0f} {extent[3]:.0f}; write their own CRS into the file, for example with units.set_crs(CODE, allow_override=True)"
+        )
 
 
 def find_id_column(table: pd.DataFrame, id_column: str | None, path: str | Path) -> str:

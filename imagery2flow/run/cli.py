@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import sys
 import typing
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, NoReturn, TypeVar
 
 from docstring_parser import parse as parse_docstring
@@ -14,14 +16,21 @@ from jsonargparse import ArgumentParser, Namespace
 from imagery2flow.run.errors import InputError
 
 Config = TypeVar("Config")
+# What jsonargparse says of a value of the wrong type, and what we say instead.
+WRONG_TYPE = re.compile(r'Parser key "(?P<flag>[\w.]+)": Expected an? (?P<kind>.+)\. Got value: (?P<value>.*)')
+KINDS = {"<class 'int'>": "a whole number", "<class 'float'>": "a number", "<class 'bool'>": "true or false"}
 
 
 class OneLineParser(ArgumentParser):
     """Refuses bad flags with one sentence and status 2, without repeating the usage."""
 
+    settings_file: str | None = None
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Prints one sentence and ends."""
-        sentence = " ".join(message.split())
+        sentence = WRONG_TYPE.sub(explain_type, " ".join(message.split()))
+        if self.settings_file and ("is not accepted" in sentence or "parsing config" in sentence):
+            sentence = f"--config {self.settings_file}: {sentence}"
         print(f"{self.prog}: error: {sentence}; see {self.prog} --help", file=sys.stderr)
         raise SystemExit(2)
 
@@ -30,6 +39,13 @@ class OneLineParser(ArgumentParser):
         if action.nargs in ("*", "+") and value is not None and not isinstance(value, list):
             value = [value]
         return super()._check_value_key(action, value, key, cfg, append)
+
+
+def explain_type(found: re.Match[str]) -> str:
+    """The sentence for a value of the wrong type."""
+    choices = re.match(r"typing\.Literal\[(.*)\]", found["kind"])
+    kind = f"one of {choices[1]}" if choices else KINDS.get(found["kind"], found["kind"])
+    return f"--{found['flag']} {found['value']} must be {kind}"
 
 
 def text(value: object) -> str:
@@ -49,7 +65,9 @@ def parse_config(stage: str, config_class: type[Config], argv: Sequence[str] | N
         SystemExit: With status 0 after ``--help``, with status 2 after one sentence about what is wrong.
     """
     parser = build_parser(stage, config_class)
-    namespace = parser.parse_args(sys.argv[1:] if argv is None else list(argv))
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    parser.settings_file = next((value for flag, value in pairwise(arguments) if flag == "--config"), None)
+    namespace = parser.parse_args(arguments)
     try:
         return to_dataclass(config_class, namespace)
     except InputError as error:

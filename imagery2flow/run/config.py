@@ -240,6 +240,13 @@ class TreesConfig:
     early_stopping: int = 30
     unit_features: bool = True
 
+    def __post_init__(self) -> None:
+        require(self.num_trees > 0, "trees.num_trees", self.num_trees, "above 0")
+        require(self.num_leaves > 1, "trees.num_leaves", self.num_leaves, "2 or more")
+        require(self.learning_rate > 0, "trees.learning_rate", self.learning_rate, "above 0")
+        for name in ("min_leaf_pairs", "early_stopping"):
+            require(getattr(self, name) >= 0, f"trees.{name}", getattr(self, name), "0 or more")
+
 
 @dataclass(frozen=True, kw_only=True)
 class RegionConfig:

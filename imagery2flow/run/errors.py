@@ -39,6 +39,12 @@ def shown(values: Iterable[object]) -> str:
     return f"{head} and {rest:,} more" if rest > 0 else head
 
 
+def first_sentence(error: BaseException) -> str:
+    """What a library says of an error, up to its first full stop: a message of ours is one sentence."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text.split(". ")[0].rstrip(".")
+
+
 class Faults:
     """Collects every fault of one table, so that the user mends them in one go."""
 

@@ -6,12 +6,14 @@ import hashlib
 import io
 import json
 import os
+import shutil
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from imagery2flow.run.errors import InputError, MissingInputError
+from imagery2flow.run.errors import InputError, MissingInputError, first_sentence
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -69,8 +71,9 @@ def load_tensors(path: Path, what: str) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged archive raises a dozen classes, depending on which byte is wrong
-        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{what} {path} cannot be read as a file of weights ({first_line}); name one that this project wrote") from error
+        raise InputError(
+            f"{what} {path} cannot be read as a file of weights ({first_sentence(error)}); name one that this project wrote"
+        ) from error
     if not isinstance(content, dict):
         raise InputError(f"{what} {path} holds a {type(content).__name__} instead of named tensors; name a file that this project wrote")
     return content
@@ -129,6 +132,39 @@ def check_table_suffix(path: str | Path, flag: str) -> None:
     """
     if not str(path).endswith(TABLE_SUFFIXES):
         raise InputError(f"{flag} {path} must end in {', '.join(TABLE_SUFFIXES)}")
+    if Path(path).is_dir():
+        raise InputError(f"{flag} {path} is a folder; name a file")
+    check_output_folder(Path(path).parent, flag)
+
+
+def check_output_folder(folder: str | Path, flag: str) -> None:
+    """Refuses an output folder that cannot be made, before the work begins.
+
+    Raises:
+        InputError: A part of its path is a file, or may not be written to.
+    """
+    deepest = deepest_existing(Path(folder))
+    if not deepest.is_dir() or not os.access(deepest, os.W_OK):
+        problem = "may not be written to" if deepest.is_dir() else "is a file"
+        raise InputError(f"{flag} {folder} cannot be a folder, because {deepest} {problem}; name another")
+
+
+def deepest_existing(path: Path) -> Path:
+    """The path itself, or the nearest parent that exists."""
+    return next(candidate for candidate in (path, *path.absolute().parents) if candidate.exists())
+
+
+@contextmanager
+def filling(folder: Path) -> Iterator[Path]:
+    """Yields a temporary folder; on success its files move into ``folder``, on failure nothing is left of them."""
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=deepest_existing(folder)))
+    try:
+        yield temporary
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in temporary.iterdir():
+            path.replace(folder / path.name)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_table(path: Path, table: pd.DataFrame, index: bool = False) -> None:

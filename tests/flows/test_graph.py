@@ -166,10 +166,10 @@ def test_distances_of_other_units_are_left_out_and_counted(tmp_path, ledger):
 @pytest.mark.parametrize(
     ("rows", "sentence"),
     [
-        ("0101,0102,-5", "hold 1 negative values; give metres, 0 or more"),
-        ("0101,0102,5\n0101,0102,6", "hold pairs more than once"),
-        ("9901,9902,5", "name none of the 3 units"),
-        ("101,102,5", "name none of the 3 units"),
+        ("0101,0102,-5", r"1 values are negative \(-5\); give metres, 0 or more"),
+        ("0101,0102,5\n0101,0102,6", r"1 pairs occur more than once \(0101>0102\); keep one row each"),
+        ("9901,9902,5", "none of the 3 units is named"),
+        ("101,102,5", r"2 faults: 1 ids of h_geocode have lost their leading zeros \(101\)"),
         ("0101,0102,far", "far"),
         ("0101,0102,inf", "infinite"),
     ],

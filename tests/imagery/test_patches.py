@@ -103,7 +103,10 @@ def test_units_apart_from_the_scene_are_refused_with_both_extents_and_nothing_is
 
 def test_units_that_are_all_missing_are_refused(tmp_path, write_scene, write_units):
     scene = write_scene(np.zeros((1, 9, 9), "uint8"), nodata=0)
-    with pytest.raises(InputError, match="all 1 units have too few valid pixels on the scenes; check the nodata value and --min_valid"):
+    with pytest.raises(
+        InputError,
+        match=r"all 1 units have too few valid pixels on the scenes \(.*scene.tif, nodata 0\); check that value, or --min_valid 0",
+    ):
         cut(tmp_path, scene, write_units({"a": rectangle(1, 1, 2, 2)}))
 
 

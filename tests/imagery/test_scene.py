@@ -7,7 +7,7 @@ from rasterio.transform import from_origin
 from rasterio.windows import Window
 
 from imagery2flow.imagery.scene import Scene, SceneReader, band_name, check_scenes_agree, fits_type, open_scene
-from imagery2flow.run.errors import BandError, InputError, MissingInputError
+from imagery2flow.run.errors import BandError, InputError
 
 from .helpers import noise
 
@@ -105,7 +105,7 @@ def test_a_scene_that_is_absent_or_no_raster_is_refused_in_one_sentence(tmp_path
     path = tmp_path / "scene.tif"
     if content:
         path.write_text(content)
-    with pytest.raises(MissingInputError, match=f"scene {path} (does not exist|cannot be opened as a raster).*--input_tif_path"):
+    with pytest.raises(InputError, match=f"scene {path} (does not exist|cannot be opened as a raster).*--input_tif_path"):
         open_scene(str(path))
 
 
