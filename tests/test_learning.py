@@ -38,11 +38,11 @@ def share_of_reachable(metro: Path, vectors: str, universe: str) -> dict[str, fl
     return {name: by_universe[universe]["cpc"] / reachable for name, by_universe in scores.items()}
 
 
-@pytest.mark.parametrize("universe", ["gt10", "positive"])
+@pytest.mark.parametrize("universe", ["gt10", pytest.param("positive", marks=pytest.mark.slow)])
 def test_the_pipeline_recovers_nine_tenths_of_the_reachable_score_and_with_shuffled_images_it_does_not(metro, universe):
     learned, shuffled = share_of_reachable(metro, "true", universe), share_of_reachable(metro, "shuffled", universe)
     print(f"share of the reachable CPC, {universe}: {learned}, shuffled {shuffled}")
     for decoder in ("bilinear", "lightgbm"):
         assert learned[decoder] > learned["constant"] + 0.1
-        assert shuffled[decoder] < TARGET - 0.1
+        assert shuffled[decoder] < min(TARGET, learned[decoder]) - 0.05
     assert max(learned["bilinear"], learned["lightgbm"]) >= TARGET
