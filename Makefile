@@ -14,7 +14,7 @@ DATA ?= ../shared/data
 .PHONY: help demo test test-all test-gpu real check clean
 
 help:
-	@echo "make demo               a generated metro and a second city through all five stages (about 8 minutes on 2 cores, once installed 6)"
+	@echo "make demo               a generated metro and a second city through all five stages (about 4 minutes on 2 cores, 2 of them the installation)"
 	@echo "make test               install, then the test suite"
 	@echo "make test-all           also the tests that take minutes"
 	@echo "make test-gpu           the checks that need an NVIDIA GPU"

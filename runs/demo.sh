@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Imagery2Flow on a generated metro (M1) and a second city (M2, another UTM zone): the five commands, as on real data.
-# Everything is written below ./demo; about 6 minutes on 2 CPU cores.
+# Everything is written below ./demo; about 3 minutes on 2 CPU cores.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 rm -rf demo
@@ -10,8 +10,8 @@ say() { printf '\n== %s\n' "$*"; }
 run() { printf '\n$ python %s\n' "$*"; python -W ignore "$@"; }
 
 say "0  two generated cities: imagery, tracts, flows that follow a known law"
-run -m imagery2flow synthetic --output_dir demo/data --region M1 --num_units 400 --size_px 680 --seed 1 --utm_zone 18
-run -m imagery2flow synthetic --output_dir demo/data --region M2 --num_units 200 --size_px 480 --seed 2 --utm_zone 17
+run -m imagery2flow synthetic --output_dir demo/data --region M1 --num_units 600 --size_px 815 --seed 1 --utm_zone 18
+run -m imagery2flow synthetic --output_dir demo/data --region M2 --num_units 400 --size_px 665 --seed 2 --utm_zone 17
 
 say "1  one image patch per tract"
 for region in M1 M2; do
@@ -21,7 +21,7 @@ done
 
 say "2  the image encoder, trained on M1 without labels"
 run train_img_encoder.py --data_path demo/data/M1/l8_2020 --bands 3 --resnet resnet18 --batch_size 128 --lr 0.001 --projection_dim 128 \
-    --temperature 0.5 --total_epoch 20 --cos --view_size 32 --model_path demo/ckpt --log M1_l8
+    --temperature 0.5 --total_epoch 25 --cos --view_size 32 --model_path demo/ckpt --log M1_l8
 
 say "3  one vector per tract, of both cities with the encoder of M1"
 for region in M1 M2; do
@@ -47,7 +47,7 @@ The files, below demo/:
   data/<region>/scene.tif, units.gpkg, flows.csv   what a region needs; put your own city beside them
   data/<region>/l8_2020/                           patches, manifest.csv, stats.json
   data/<region>/l8_M1.csv                          the table of vectors
-  ckpt/M1_l8_img_20.pth, ..._loss.png              the encoder and its loss
+  ckpt/M1_l8_img_25.pth, ..._loss.png              the encoder and its loss
   outputs/M1_l8_2020/                              the flow model, metrics.json, predictions of M1
   outputs/M1_l8_2020/M2_2020/                      predictions and metrics.json of M2
   M2.png                                           M2's imagery, observed and predicted flows

@@ -46,6 +46,7 @@ def draw_map(config: MapConfig, ledger: Ledger) -> Path:
         )
     ledger.came_in.update({"units": len(units), "flows": len(table)})
     save_figure(output, region_map(config.scene_path, units, table))
+    ledger.went_out["pictures"] = 1
     ledger.note(f"{output} shows the {min(LINES_SHOWN, len(table)):,} largest flows of each kind")
     return Path(config.output_path + ".run.json")
 

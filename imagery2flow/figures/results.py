@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from imagery2flow.figures.style import COLOURS, GREY, new_figure
 
@@ -22,5 +23,6 @@ def loss_curve(history: pd.DataFrame) -> Figure:
     right.plot(history.epoch, history.spread, color=COLOURS[1], label="feature spread (0 is collapsed)")
     right.set(xlabel="epoch", ylim=(0, 1.05))
     for axis in (left, right):
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.legend(frameon=False, fontsize=8)
     return figure

@@ -34,6 +34,7 @@ def collect_results(config: ResultsConfig, ledger: Ledger) -> Path:
     paths = [path for path in (folder / "metrics.json", *sorted(folder.glob("*/metrics.json"))) if path.is_file()]
     if not paths:
         raise MissingInputError(f"{folder} holds no metrics.json; train and test a model with that --log and --output_dir first")
+    ledger.came_in["files of scores"] = len(paths)
     parts = []
     for path in paths:
         ledger.reads(path)
