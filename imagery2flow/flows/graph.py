@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import shapely
 
-from imagery2flow.flows.table import explain_unknown, note_numeric_ids
+from imagery2flow.flows.table import explain_unknown, note_numeric_ids, pairs_shown
 from imagery2flow.run.errors import Faults, InputError, TableError, shown
 from imagery2flow.run.files import read_table
 from imagery2flow.run.stage import Ledger
@@ -130,48 +130,56 @@ def read_distances(path: str | Path, geocodes: Sequence[str], ledger: Ledger) ->
         Metres [num_units, num_units]; NaN for what is not in the table. Off the diagonal 0 means unknown, as published.
 
     Raises:
-        TableError: Ids are unknown or repeated, or distances are negative.
+        TableError: Ids are unknown or repeated, or distances are negative; all faults at once.
     """
-    table = read_table(path, "distances", ("h_geocode", "w_geocode", 0))
+    table, index = read_long_distances(path), pd.Index(geocodes)
     ledger.reads(path)
     faults = Faults(f"distances {path}")
-    if not {"h_geocode", "w_geocode", "distance_m"} <= set(table.columns):
-        if {"h_geocode", "w_geocode"} & set(table.columns):
-            listing = ", ".join(map(str, table.columns))
-            raise TableError(
-                f"distances {path} need the columns h_geocode, w_geocode and distance_m, but have {listing}; rename or add them"
-            )
-        square = table.set_index(table.columns[0])
-        square.index = square.index.astype(str)
-        table = square.rename_axis("h_geocode").melt(ignore_index=False, var_name="w_geocode", value_name="distance_m").reset_index()
+    check_distances(table, index, faults)
+    faults.raise_if_any()
+    table = table.assign(distance_m=pd.to_numeric(table.distance_m)).dropna(subset=["distance_m"])
+    table = table[(table.distance_m != 0) | (table.h_geocode == table.w_geocode)]
+    origin, destination = index.get_indexer(table.h_geocode), index.get_indexer(table.w_geocode)
+    inside = (origin >= 0) & (destination >= 0)
+    foreign = set(table.h_geocode[origin < 0]) | set(table.w_geocode[destination < 0])
+    ledger.leave_out("distances of units that are not in the region", sorted(foreign))
+    matrix = np.full((len(index), len(index)), np.nan)
+    matrix[origin[inside], destination[inside]] = table.distance_m.to_numpy(np.float64)[inside]
+    return matrix
+
+
+def read_long_distances(path: str | Path) -> pd.DataFrame:
+    """Reads either form of the table as columns h_geocode, w_geocode, distance_m.
+
+    Raises:
+        TableError: A column of the long form is missing.
+    """
+    table = read_table(path, "distances", ("h_geocode", "w_geocode", 0))
+    if {"h_geocode", "w_geocode", "distance_m"} <= set(table.columns):
+        return table
+    if {"h_geocode", "w_geocode"} & set(table.columns):
+        listing = ", ".join(map(str, table.columns))
+        raise TableError(f"distances {path} need the columns h_geocode, w_geocode and distance_m, but have {listing}; rename or add them")
+    square = table.set_index(table.columns[0]).rename_axis("h_geocode")
+    square.index = square.index.astype(str)
+    return square.melt(ignore_index=False, var_name="w_geocode", value_name="distance_m").reset_index()
+
+
+def check_distances(table: pd.DataFrame, index: pd.Index, faults: Faults) -> None:
+    """Notes what cannot be a distance in metres between two units."""
     numbers = pd.to_numeric(table.distance_m, errors="coerce")
     wrong = table.distance_m[(numbers.isna() & table.distance_m.notna()) | np.isinf(numbers)]
     if len(wrong):
         faults.add(f"{len(wrong):,} values are infinite or no numbers ({shown(wrong)}); give metres")
     if (numbers < 0).any():
         faults.add(f"{(numbers < 0).sum():,} values are negative ({shown(table.distance_m[numbers < 0])}); give metres, 0 or more")
-    index = pd.Index(geocodes)
     for column in ("h_geocode", "w_geocode"):
         if not note_numeric_ids(table[column], column, faults):
-            ids = table[column].astype(str)
-            explain_unknown(column, pd.Index(ids[~ids.isin(index)].unique()), index, True, faults)
-    table = table.assign(distance_m=numbers).dropna(subset=["distance_m"])
-    table = table[(table.distance_m != 0) | (table.h_geocode == table.w_geocode)]
+            explain_unknown(column, pd.Index(table[column][~table[column].isin(index)].unique()), index, True, faults)
     repeated = table[table[["h_geocode", "w_geocode"]].duplicated()]
     if len(repeated):
-        pairs = shown(f"{home}>{work}" for home, work in zip(repeated.h_geocode, repeated.w_geocode, strict=True))
-        faults.add(f"{len(repeated):,} pairs occur more than once ({pairs}); keep one row each")
-    origin, destination = index.get_indexer(table.h_geocode.astype(str)), index.get_indexer(table.w_geocode.astype(str))
-    inside = (origin >= 0) & (destination >= 0)
-    if not inside.any() and not faults.sentences:
+        faults.add(f"{len(repeated):,} pairs occur more than once ({pairs_shown(repeated)}); keep one row each")
+    if not faults.sentences and not (table.h_geocode.isin(index) & table.w_geocode.isin(index)).any():
         faults.add(
             f"none of the {len(index):,} units is named ({shown(table.h_geocode)} there, {shown(index)} in the units); check that ids are text of equal length"
         )
-    faults.raise_if_any()
-    ledger.leave_out(
-        "distances of units that are not in the region",
-        sorted(set(table.h_geocode[origin < 0].astype(str)) | set(table.w_geocode[destination < 0].astype(str))),
-    )
-    matrix = np.full((len(index), len(index)), np.nan)
-    matrix[origin[inside], destination[inside]] = table.distance_m.to_numpy(np.float64)[inside]
-    return matrix

@@ -16,13 +16,16 @@ import torch
 from imagery2flow.flows.graph import RegionGraph, build_graph
 from imagery2flow.flows.region import Region
 from imagery2flow.flows.table import FlowTable, to_flow_table
+from imagery2flow.flows.training import train_flows
 from imagery2flow.run.config import FlowTestConfig, FlowTrainingConfig, TreesConfig
+from imagery2flow.run.files import read_table
 from imagery2flow.run.stage import Ledger
 
 ROWS, COLUMNS, SIDE_M = 5, 6, 1_000
 NUM_UNITS = ROWS * COLUMNS
 GEOCODES = tuple(f"0600{number:03d}" for number in range(NUM_UNITS))  # they begin with 0, as California's do
 NUM_FEATURES = 3
+MODEL = Path("outputs/default")  # folder of the model of ``training_config``
 
 
 def grid_units(west: float = 500_000.0) -> gpd.GeoDataFrame:
@@ -111,6 +114,25 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {
         str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file() and path.name != "run.json"
     }
+
+
+def train(folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> dict[str, bytes]:
+    """Stage 4 in a folder; returns the files that it wrote."""
+    monkeypatch.chdir(folder)
+    train_flows(training_config(**changes), Ledger("test", quiet=True))
+    return files_of(folder / MODEL)
+
+
+def read(path: Path) -> pd.DataFrame:
+    """A table with its ids as text."""
+    return read_table(path, "table", ("h_geocode", "w_geocode", "geocode"))
+
+
+@pytest.fixture
+def town(tmp_path: Path) -> Path:
+    """A folder with a region."""
+    write_region(tmp_path)
+    return tmp_path
 
 
 @pytest.fixture

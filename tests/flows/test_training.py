@@ -1,5 +1,4 @@
 import json
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -7,32 +6,16 @@ import pytest
 import torch
 
 from imagery2flow.flows import training
-from imagery2flow.flows.fitting import NetworkFitting, learning_rate
 from imagery2flow.flows.metrics import score_universes
 from imagery2flow.flows.training import train_flows
 from imagery2flow.run.config import TreesConfig
 from imagery2flow.run.errors import InputError, TableError
-from imagery2flow.run.files import read_table
 from imagery2flow.run.stage import Ledger
 
-from .conftest import files_of, training_config, write_region
+from .conftest import MODEL, files_of, read, train, training_config, write_region
 
-MODEL = Path("outputs/default")
 FILES = {"od_model.pt", "lightgbm.txt", "split.csv", "training.csv", "metrics.json"}
 FILES |= {"predictions_bilinear.csv", "predictions_lightgbm.csv"}
-
-
-def train(folder, monkeypatch, **changes):
-    """Stage 4 in a folder; returns the files that it wrote."""
-    monkeypatch.chdir(folder)
-    train_flows(training_config(**changes), Ledger("test", quiet=True))
-    return files_of(folder / MODEL)
-
-
-@pytest.fixture
-def town(tmp_path):
-    write_region(tmp_path)
-    return tmp_path
 
 
 @pytest.fixture(scope="module")
@@ -45,10 +28,6 @@ def trained(tmp_path_factory):
         run_file = train_flows(training_config(population_path="data/town/population.csv"), ledger)
     assert run_file == MODEL / "run.json"
     return folder, ledger
-
-
-def read(path):
-    return read_table(path, "table", ("h_geocode", "w_geocode", "geocode"))
 
 
 def test_the_model_folder_is_complete_and_the_ledger_says_what_was_done(trained):
@@ -103,75 +82,6 @@ def test_the_split_is_stratified_by_population(trained):
         assert sorted(ranked[start : start + 5]) == ["test", "train", "train", "train", "valid"]
 
 
-def test_the_kept_epoch_is_the_best_of_the_validation_scores(town, monkeypatch):
-    seen = []
-    original = NetworkFitting.evaluate
-
-    def record(fitting):
-        scores = original(fitting)
-        seen.append((scores["mae"], {name: tensor.clone() for name, tensor in fitting.model.state_dict().items()}))
-        return scores
-
-    monkeypatch.setattr(NetworkFitting, "evaluate", record)
-    train(town, monkeypatch, select_by="mae", lr=0.05, max_epochs=8, patience=8)
-    history = read(town / MODEL / "training.csv")
-    assert history.epoch.tolist() == list(range(1, 9))
-    assert history.valid_mae.tolist() == [mae for mae, _ in seen]
-    best = min(seen, key=lambda pair: pair[0])[1]
-    kept = torch.load(town / MODEL / "od_model.pt", weights_only=True)["model"]
-    assert all(torch.equal(kept[name], best[name]) for name in best)
-
-
-def test_training_stops_when_patience_is_spent(town, monkeypatch):
-    scores = iter([0.1, 0.5, 0.4, 0.3, 0.2, 0.1])
-    monkeypatch.setattr(NetworkFitting, "evaluate", lambda _: {"cpc": next(scores), "rmse": 1.0, "mae": 1.0})
-    train(town, monkeypatch, max_epochs=100, patience=3)
-    assert read(town / MODEL / "training.csv").epoch.tolist() == [1, 2, 3, 4, 5]  # the best is the second
-
-
-def test_the_last_epoch_is_looked_at_even_between_two_evaluations(town, monkeypatch):
-    train(town, monkeypatch, max_epochs=3, evaluate_every=2)
-    assert read(town / MODEL / "training.csv").epoch.tolist() == [2, 3]
-    train(town, monkeypatch, max_epochs=1, evaluate_every=5)
-    assert read(town / MODEL / "training.csv").epoch.tolist() == [1]
-
-
-def test_a_training_that_diverges_is_refused_and_leaves_no_model(town, monkeypatch):
-    with pytest.raises(InputError, match="--lr"):
-        train(town, monkeypatch, lr=1e25, warmup_epochs=0)
-    assert not (town / MODEL / "od_model.pt").exists()
-
-
-@pytest.mark.parametrize("loss", ["poisson", "balanced_mse"])
-def test_training_lowers_the_loss_and_beats_the_constant(town, monkeypatch, loss):
-    train(town, monkeypatch, loss=loss, universe="positive", max_epochs=60, lr=0.02, embedding_size=16, patience=60)
-    history = read(town / MODEL / "training.csv")
-    assert history.valid_cpc.max() > history.valid_cpc[0]
-    scores = json.loads((town / MODEL / "metrics.json").read_text())
-    for decoder in ("bilinear", "lightgbm"):
-        assert scores[decoder]["positive"]["cpc"] > scores["constant"]["positive"]["cpc"] + 0.05
-
-
-def test_sigma_learns_at_its_own_rate(town, monkeypatch):
-    train(town, monkeypatch, loss="balanced_mse", lr=1e-6, sigma_lr=0.05, max_epochs=2)
-    fast = read(town / MODEL / "training.csv").sigma
-    train(town, monkeypatch, loss="balanced_mse", lr=1e-6, sigma_lr=1e-6, max_epochs=2)
-    slow = read(town / MODEL / "training.csv").sigma
-    flows, split = (
-        read(town / name).set_index(key) for name, key in (("data/town/flows.csv", "h_geocode"), (MODEL / "split.csv", "geocode"))
-    )
-    counts = flows["count"][(split.split[flows.index] == "train").to_numpy() & (flows["count"] > 10).to_numpy()]
-    assert slow.iloc[-1] == pytest.approx(np.log2(counts).std(ddof=0), rel=1e-4)  # it begins at the deviation of the log2 flows
-    assert abs(fast.iloc[-1] - slow.iloc[-1]) > 0.05
-
-
-def test_learning_rate_by_hand():
-    config = training_config(lr=1.0, warmup_epochs=5, decay_epochs=40)
-    expected = {0: 0.1, 1: 0.28, 4: 0.82, 5: 1.0, 39: 1.0, 40: 0.1, 79: 0.1, 80: 0.01}
-    assert {epoch: learning_rate(config, epoch) for epoch in expected} == pytest.approx(expected)
-    assert learning_rate(training_config(lr=1.0, warmup_epochs=0), 1000) == 1.0
-
-
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(tmp_path, monkeypatch):
     written = []
     for name, seed in (("one", 1), ("again", 1), ("other", 2)):
@@ -180,17 +90,6 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(tmp_path, mo
     assert set(written[0]) == FILES
     assert written[0] == written[1]
     assert all(written[0][name] != written[2][name] for name in FILES)
-
-
-def test_sums_over_neighbours_are_deterministic_while_it_trains_and_only_then(town, monkeypatch):
-    seen = []
-    original = NetworkFitting.run_epoch
-    monkeypatch.setattr(
-        NetworkFitting, "run_epoch", lambda *all_: (seen.append(torch.are_deterministic_algorithms_enabled()), original(*all_))[1]
-    )
-    train(town, monkeypatch, max_epochs=1)
-    assert seen == [True]
-    assert not torch.are_deterministic_algorithms_enabled()
 
 
 def test_the_order_of_rows_of_units_flows_features_and_population_changes_no_byte(tmp_path, monkeypatch):
@@ -257,27 +156,11 @@ def test_the_area_is_a_feature_if_asked_for(town, monkeypatch, area_feature, num
     assert content["model"]["layers.0.res.weight"].shape == (8, num_features)
 
 
-def test_the_published_network_has_no_dropout_and_no_term_beside_the_bilinear(town, monkeypatch):
-    train(town, monkeypatch, loss="balanced_mse", dropout=0.0, unit_terms=False, pair_distance=False, area_feature=False, num_components=0)
-    weights = torch.load(town / MODEL / "od_model.pt", weights_only=True)["model"]
-    assert {name.split(".")[0] for name in weights} == {"layers", "interaction", "offset"}
-
-
 def test_features_are_reduced_to_components_that_travel_with_the_model(town, monkeypatch):
     train(town, monkeypatch, num_components=2, max_epochs=1)
     content = torch.load(town / MODEL / "od_model.pt", weights_only=True)
     assert content["scaling"]["projection"].shape == (4, 3)  # two components, and the area
     assert content["model"]["layers.0.res.weight"].shape == (8, 3)
-
-
-def test_gradients_are_clipped(town, monkeypatch):
-    def weights(**changes):
-        train(town, monkeypatch, max_epochs=1, weight_decay=0.0, **changes)
-        return torch.load(town / MODEL / "od_model.pt", weights_only=True)["model"]["interaction"]
-
-    at_rest, clipped, free = weights(lr=1e-12), weights(grad_norm=1e-12), weights()
-    torch.testing.assert_close(clipped, at_rest, atol=1e-5, rtol=0)  # below Adam's epsilon of 1e-8 nothing moves
-    assert (free - at_rest).abs().max() > 1e-3
 
 
 def test_input_faults_leave_no_model(town, monkeypatch):
