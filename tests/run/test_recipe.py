@@ -1,0 +1,86 @@
+"""The published recipe in ``configs/paper`` and the commands of the documents are what the stages accept."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+
+from imagery2flow.run import config
+from imagery2flow.run.cli import build_parser, parse_config
+from imagery2flow.run.config import EmbeddingConfig, EncoderConfig, FlowTestConfig, FlowTrainingConfig, PreprocessingConfig
+
+ROOT = Path(__file__).resolve().parents[2]
+PAPER = ROOT / "configs" / "paper"
+STAGES = {
+    "img_preprocessing": PreprocessingConfig,
+    "train_img_encoder": EncoderConfig,
+    "get_img_embedding": EmbeddingConfig,
+    "train_ODPrediction": FlowTrainingConfig,
+    "test_ODPrediction": FlowTestConfig,
+}
+COMMANDS = {"synthetic": config.SyntheticConfig, "results": config.ResultsConfig, "map": config.MapConfig}
+
+
+def read_recipe(stage, *flags):
+    return parse_config(stage, STAGES[stage], ["--config", str(PAPER / f"{stage}.yaml"), *flags])
+
+
+def test_the_encoder_is_trained_as_published():
+    recipe = read_recipe("train_img_encoder", "--data_path", "patches")
+    assert (recipe.resnet, recipe.bands, recipe.view_size) == ("vit_l_16", ["3"], 224)
+    assert (recipe.batch_size, recipe.lr, recipe.total_epoch, recipe.schedule, recipe.cos) == (128, 1e-3, 120, [90, 110], False)
+    assert (recipe.temperature, recipe.projection_dim) == (0.5, 128)
+    views = recipe.views
+    assert (views.crop_min_share, views.flip, views.turn) == (0.2, True, False)
+    assert (views.rgb_jitter, views.rgb_jitter_probability, views.grey_probability) == (0.4, 0.8, 0.2)
+    assert views.shift == views.gain == views.blur_probability == views.band_drop_probability == 0
+
+
+def test_the_flow_model_is_trained_as_published():
+    recipe = read_recipe("train_ODPrediction", "--node_feats_path", "t.csv", "--region", "M1")
+    assert (recipe.embedding_size, recipe.num_hidden_layers, recipe.max_epochs) == (512, 2, 100)
+    assert (recipe.lr, recipe.sigma_lr, recipe.warmup_epochs, recipe.decay_epochs, recipe.grad_norm) == (1e-5, 1e-2, 5, 40, 1.0)
+    assert (recipe.evaluate_every, recipe.select_by, recipe.universe, recipe.loss) == (5, "rmse", "gt10", "balanced_mse")
+    ours = (recipe.area_feature, recipe.unit_terms, recipe.pair_distance, recipe.num_components, recipe.dropout, recipe.weight_decay)
+    assert not any(ours)
+    trees = recipe.trees
+    assert (trees.num_trees, trees.max_depth, trees.learning_rate, trees.objective) == (100, 2, 0.1, "l2")
+    assert not (trees.early_stopping or trees.unit_features)
+    assert read_recipe("get_img_embedding", "--data_path", "p", "--output_path", "t.csv").band_statistics is False
+
+
+def test_flags_override_the_recipe():
+    assert read_recipe("train_img_encoder", "--data_path", "patches", "--resnet", "resnet18", "--views.turn").views.turn is True
+
+
+@pytest.mark.parametrize(
+    "document", ["README.md", "configs/paper/README.md", "runs/demo.sh", "docs/architecture.md", "docs/performance.md"]
+)
+def test_every_flag_of_a_command_in_the_documents_exists(document):
+    text = (ROOT / document).read_text().replace("\\\n", " ")
+    found = 0
+    for line in text.splitlines():
+        stage = re.search(r"(?:python|run|torchrun[^.]*) +(?:-m imagery2flow )?(\w+)(?:\.py)?", line)
+        if not stage or stage[1] not in STAGES | COMMANDS or "--" not in line[stage.end() :]:
+            continue
+        accepted = set(build_parser(stage[1], (STAGES | COMMANDS)[stage[1]])._option_string_actions)
+        flags = re.findall(r"(?<!-)--\w[\w.]*", line[stage.end() :])
+        assert set(flags) <= accepted, f"{document}: {line.strip()}"
+        found += len(flags)
+    assert found or document.startswith("docs")
+
+
+def test_the_tree_in_the_architecture_names_every_module():
+    text = (ROOT / "docs/architecture.md").read_text()
+    tree = set(re.findall(r"[\w/]+\.py", text.split("## What crosses")[0]))
+    modules = {path.name for path in (ROOT / "imagery2flow").rglob("*.py") if path.name != "__init__.py"}
+    assert modules <= tree
+
+
+def test_every_setting_of_the_recipe_is_a_field():
+    for stage, config_class in STAGES.items():
+        path = PAPER / f"{stage}.yaml"
+        if path.is_file():
+            fields = {field.name for field in dataclasses.fields(config_class)}
+            assert set(re.findall(r"(?m)^(\w+):", path.read_text())) <= fields
