@@ -1,7 +1,7 @@
 """What several folders of tests use: a scene and units, each written by one call."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -13,6 +13,7 @@ import hypothesis
 import numpy as np
 import pytest
 import rasterio
+import torch
 from affine import Affine
 from rasterio.transform import from_origin
 
@@ -60,3 +61,12 @@ def write_units(tmp_path: Path) -> Callable[..., str]:
         return str(path)
 
     return write
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> Iterator[None]:
+    """Tensors as small as these gain nothing from threads, and waiting for them is slow where tests run beside each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

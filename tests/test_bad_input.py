@@ -18,7 +18,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import rasterio
-import torch
 from affine import Affine
 
 from imagery2flow.run import config
@@ -355,15 +354,6 @@ def call(stage: str, flags: str) -> int | str | None:
         return script.main(flags.split())
     except SystemExit as end:  # of the parser of flags
         return end.code
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Tensors as small as these gain nothing from threads, and waiting for them is slow where tests run beside each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

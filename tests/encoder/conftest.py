@@ -77,15 +77,6 @@ def build_tiny_backbone(name: str, num_bands: int, view_size: int, seed: int) ->
         return nn.Sequential(*layers), TINY_DIM
 
 
-@pytest.fixture(autouse=True, scope="session")
-def one_thread() -> Iterator[None]:
-    """Small tensors gain nothing from threads, and waiting for them is slow where tests run beside each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture
 def two_threads() -> Iterator[None]:
     """For tests of equal bits, which threads could spoil."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import shapely
-import torch
 
 from imagery2flow.flows.graph import RegionGraph, build_graph
 from imagery2flow.flows.region import Region
@@ -138,12 +137,3 @@ def town(tmp_path: Path) -> Path:
 @pytest.fixture
 def ledger() -> Ledger:
     return Ledger("test", quiet=True)
-
-
-@pytest.fixture(autouse=True, scope="session")
-def one_thread() -> Iterator[None]:
-    """Small tensors gain nothing from threads, and waiting for them is slow where tests run beside each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
