@@ -107,6 +107,19 @@ def test_every_stage_says_what_came_in_and_what_went_out(pipeline):
         assert said["results"].count(f"| {predictor} ") == 4  # two cities, two universes
 
 
+def test_several_processes_train_one_encoder_by_the_documented_command(pipeline, tmp_path):
+    folder, _ = pipeline
+    flags = STAGE_2.replace("--log M1_l8", "--log two").replace("--model_path ckpt", f"--model_path {tmp_path}")
+    torchrun = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--"]
+    command = [*torchrun, str(ROOT / "train_img_encoder.py"), *flags.split(), "--device", "cpu"]
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "2 process(es)" in result.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {
+        f"two_img_2{ending}" for ending in (".pth", "_loss.png", "_metrics.csv", "_run.json")
+    }
+
+
 def test_no_temporary_file_is_left_behind(pipeline):
     folder, _ = pipeline
     assert not [path for path in folder.rglob(".*") if path.is_file()]
