@@ -20,7 +20,7 @@ from imagery2flow.flows.model import FlowModel
 from imagery2flow.flows.region import Region
 from imagery2flow.flows.scaling import Scaling
 from imagery2flow.flows.table import UNIVERSES, FlowTable
-from imagery2flow.run.errors import InputError
+from imagery2flow.run.errors import InputError, MissingInputError
 from imagery2flow.run.files import load_tensors, save_tensors
 
 FORMAT = "imagery2flow-od-2"
@@ -146,6 +146,10 @@ def load_record(folder: Path, device: torch.device) -> FlowRecord:
         MissingInputError: A file is absent.
         InputError: A file is not one that stage 4 wrote.
     """
+    if not (folder / MODEL_FILE).is_file():
+        raise MissingInputError(
+            f"OD model {folder / MODEL_FILE} does not exist; train it with train_ODPrediction.py, or name another with --log and --output_dir"
+        )
     content = load_tensors(folder / MODEL_FILE, "OD model")
     if content.get("format") != FORMAT:
         raise InputError(

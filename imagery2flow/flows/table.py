@@ -249,10 +249,10 @@ def check_split(split: np.ndarray, flows: FlowTable, universe: str) -> None:
 
 
 def read_population(path: str, column: str, geocodes: Sequence[str], ledger: Ledger) -> np.ndarray:
-    """Population per unit, NaN where unknown: [num_units].
+    """Population per unit, NaN where unknown or below 0, as the census codes what it withholds: [num_units].
 
     Raises:
-        TableError: A column is missing, or an id occurs more than once.
+        TableError: A column is missing, an id occurs more than once, or a population is no number.
     """
     table = read_table(path, "population", ("geocode",))
     ledger.reads(path)
@@ -262,7 +262,11 @@ def read_population(path: str, column: str, geocodes: Sequence[str], ledger: Led
         )
     faults = Faults(f"population {path}")
     check_unit_ids(table.geocode, geocodes, faults)
+    numbers = pd.to_numeric(table[column], errors="coerce")
+    wrong = table[column][numbers.isna() & table[column].notna()]
+    if len(wrong):
+        faults.add(f"{len(wrong)} values of {column} are no numbers ({shown(wrong)}); give numbers, or leave the cell empty where unknown")
     faults.raise_if_any()
-    values = pd.to_numeric(table.set_index("geocode")[column], errors="coerce").reindex(list(geocodes))
+    values = numbers.where(numbers >= 0).set_axis(table.geocode).reindex(list(geocodes))
     ledger.leave_out("units without a known population, ranked at random in the split", values.index[values.isna()])
     return values.to_numpy(np.float64)

@@ -97,10 +97,16 @@ def test_faults_of_a_split_file_are_named_at_once(tmp_path, ledger):
 
 
 def test_population_is_joined_by_id_and_unknown_ones_are_counted(tmp_path, ledger):
-    path = write(tmp_path / "population.csv", "geocode,P1,name\n0002,20,x\n0000,10,y\n0001,unknown,z\n7777,70,w\n")
-    values = read_population(path, "P1", ("0000", "0001", "0002", "0003"), ledger)
-    np.testing.assert_array_equal(values, [10, np.nan, 20, np.nan])
-    assert ledger.left_out == {"units without a known population, ranked at random in the split": ["0001", "0003"]}
+    path = write(tmp_path / "population.csv", "geocode,P1,name\n0002,20,x\n0000,10,y\n0001,,z\n0004,-666666666,z\n7777,70,w\n")
+    values = read_population(path, "P1", ("0000", "0001", "0002", "0003", "0004"), ledger)
+    np.testing.assert_array_equal(values, [10, np.nan, 20, np.nan, np.nan])
+    assert ledger.left_out == {"units without a known population, ranked at random in the split": ["0001", "0003", "0004"]}
+
+
+def test_a_population_that_is_no_number_is_refused(tmp_path, ledger):
+    path = write(tmp_path / "population.csv", 'geocode,P1\n0002,"1,200"\n0001,5\n')
+    with pytest.raises(TableError, match=r"1 values of P1 are no numbers \(1,200\); give numbers"):
+        read_population(path, "P1", ("0001", "0002"), ledger)
 
 
 def test_a_population_without_its_column_or_with_repeated_ids_is_refused(tmp_path, ledger):
