@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from imagery2flow.run.cli import parse_config
-from imagery2flow.run.config import FlowTestConfig
+from imagery2flow.run.flow_config import FlowTestConfig
 from imagery2flow.run.stage import run_stage
 
 

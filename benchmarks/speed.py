@@ -32,8 +32,9 @@ from imagery2flow.flows.fitting import NetworkFitting  # noqa: E402
 from imagery2flow.flows.region import Region, load_region  # noqa: E402
 from imagery2flow.flows.scaling import fit_scaling  # noqa: E402
 from imagery2flow.imagery.patches import cut_patches  # noqa: E402
-from imagery2flow.run.config import FlowTrainingConfig, PreprocessingConfig  # noqa: E402
+from imagery2flow.run.config import PreprocessingConfig  # noqa: E402
 from imagery2flow.run.device import choose_device, choose_precision  # noqa: E402
+from imagery2flow.run.flow_config import FlowTrainingConfig  # noqa: E402
 from imagery2flow.run.stage import Ledger  # noqa: E402
 
 EMBEDDING_DIM = 512

@@ -6,7 +6,8 @@ import sys
 from collections.abc import Callable, Sequence
 
 from imagery2flow.run.cli import parse_config
-from imagery2flow.run.config import MapConfig, ResultsConfig, SyntheticConfig
+from imagery2flow.run.config import MapConfig, SyntheticConfig
+from imagery2flow.run.flow_config import ResultsConfig
 from imagery2flow.run.stage import run_stage
 
 

@@ -1,8 +1,13 @@
-"""The LightGBM decoder: a regression of counts on [h_origin, h_destination, distance] (paper, Methods: Imagery2Flow-LGBM)."""
+"""The LightGBM decoder: a regression of counts on what is known of both ends and their distance (paper, Methods: Imagery2Flow-LGBM).
+
+Published: [h_origin, h_destination, distance]. By default the trees see the units' features and potentials in place of the embeddings h: those of
+training units were fitted to the very flows that the trees are to learn, so that trees trust them too much (docs/experiments.md).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,53 +15,134 @@ import lightgbm
 import numpy as np
 
 from imagery2flow.flows.table import FlowTable
-from imagery2flow.run.config import TreesConfig
 from imagery2flow.run.errors import InputError
 from imagery2flow.run.files import existing_file, replacing
+from imagery2flow.run.flow_config import TreesConfig
 
-PAIRS_PER_BLOCK = 100_000
+PAIRS_PER_BLOCK = 200_000
 
 
-def pair_features(hidden: np.ndarray, pairs: FlowTable, distance: np.ndarray) -> np.ndarray:
-    """Features of pairs: [num_pairs, 2 * dim + 1].
+@dataclass(frozen=True)
+class PairInputs:
+    """What the trees know of units.
 
-    Args:
-        hidden: Embeddings of the units [num_units, dim].
-        pairs: Pairs of units.
-        distance: Relative distance of the pairs [num_pairs].
+    Attributes:
+        unit: Columns per unit [num_units, dim].
+        potential: Predicted logarithms of outflow and inflow [num_units, 2], or None.
     """
-    return np.concatenate([hidden[pairs.origin], hidden[pairs.destination], distance[:, None].astype(hidden.dtype)], axis=1)
+
+    unit: np.ndarray
+    potential: np.ndarray | None = None
+
+    @property
+    def num_columns(self) -> int:
+        """Columns of a pair: both ends, the distance, and the sum of the origin's outflow and the destination's inflow potential."""
+        return 2 * self.unit.shape[1] + 1 + (0 if self.potential is None else 3)
+
+    def columns(self, pairs: FlowTable, distance: np.ndarray, chosen: np.ndarray | None = None) -> np.ndarray:
+        """Columns of pairs: [num_pairs, num_columns], or only the chosen ones, in single precision.
+
+        Args:
+            pairs: Pairs of units.
+            distance: Relative distance [num_pairs].
+            chosen: Numbers of columns; default all.
+        """
+        dim = self.unit.shape[1]
+        wanted = np.arange(self.num_columns) if chosen is None else chosen
+        table = np.empty((len(pairs), len(wanted)), dtype=np.float32)
+        for place, column in enumerate(wanted):
+            if column < 2 * dim:
+                end = pairs.origin if column < dim else pairs.destination
+                table[:, place] = self.unit[end, column % dim]
+            elif column == 2 * dim:
+                table[:, place] = distance
+            else:
+                table[:, place] = self.potential_column(column - 2 * dim - 1, pairs)
+        return table
+
+    def potential_column(self, number: int, pairs: FlowTable) -> np.ndarray:
+        """0: outflow of the origin, 1: inflow of the destination, 2: their sum; [num_pairs]."""
+        assert self.potential is not None
+        leaving, arriving = self.potential[pairs.origin, 0], self.potential[pairs.destination, 1]
+        return (leaving, arriving, leaving + arriving)[number]
 
 
-def train_trees(
-    train: tuple[np.ndarray, np.ndarray], valid: tuple[np.ndarray, np.ndarray], config: TreesConfig, seed: int, num_threads: int
-) -> lightgbm.Booster:
-    """Fits the trees on (features, counts); with early stopping on the validation pairs unless it is off.
+@dataclass(frozen=True)
+class FlowTrees:
+    """Fitted trees and the numbers of the columns that they read."""
+
+    booster: lightgbm.Booster
+    columns: np.ndarray
+
+    def predict(self, inputs: PairInputs, pairs: FlowTable, distance: np.ndarray) -> np.ndarray:
+        """Predicted flows of pairs, 0 or more [num_pairs]; in blocks, so that memory does not grow with the number of pairs."""
+        parts = [
+            self.booster.predict(inputs.columns(pairs.select(block), distance[block], self.columns)) for block in blocks(len(pairs))
+        ]
+        return np.maximum(np.concatenate(parts), 0.0) if parts else np.zeros(0)
+
+
+@dataclass(frozen=True)
+class TreeData:
+    """Pairs for the trees: columns [num_pairs, num_columns], counts [num_pairs], weights [num_pairs] or None."""
+
+    columns: np.ndarray
+    count: np.ndarray
+    weight: np.ndarray | None = None
+
+    def dataset(self, chosen: np.ndarray, reference: lightgbm.Dataset | None = None) -> lightgbm.Dataset:
+        """As LightGBM reads it, some columns only."""
+        return lightgbm.Dataset(self.columns[:, chosen], self.count, weight=self.weight, reference=reference)
+
+
+def fit_trees(
+    train: TreeData, valid: TreeData, together: TreeData | None, config: TreesConfig, seed: int, num_threads: int
+) -> FlowTrees:
+    """Fits the trees; with early stopping, then again as many on all pairs and on the columns that were of use.
 
     The result depends on the data and the seed only: histograms are summed in a fixed order.
+
+    Args:
+        train: Training pairs.
+        valid: Pairs that say when to stop; unread without early stopping.
+        together: Training and validation pairs for the second fit; None leaves it out.
+        config: Settings.
+        seed: Of the random shares.
+        num_threads: Threads of LightGBM.
     """
-    parameters = {
+    parameters = tree_parameters(config, seed, num_threads)
+    every = np.arange(train.columns.shape[1])
+    training_set = train.dataset(every)
+    if not config.early_stopping:
+        return FlowTrees(lightgbm.train(parameters, training_set, config.num_trees), every)
+    stop: list[Callable[..., Any]] = [lightgbm.early_stopping(config.early_stopping, verbose=False)]
+    booster = lightgbm.train(
+        parameters, training_set, config.num_trees, valid_sets=[valid.dataset(every, training_set)], callbacks=stop
+    )
+    if together is None:
+        return FlowTrees(booster, every)
+    used = np.flatnonzero(booster.feature_importance("split") > 0)
+    chosen = used if len(used) else every
+    return FlowTrees(lightgbm.train(parameters, together.dataset(chosen), max(booster.best_iteration, 1)), chosen)
+
+
+def tree_parameters(config: TreesConfig, seed: int, num_threads: int) -> dict[str, Any]:
+    """LightGBM's names of the settings."""
+    return {
         "objective": "poisson" if config.objective == "poisson" else "regression",
         "max_depth": config.max_depth,
         "num_leaves": config.num_leaves,
         "learning_rate": config.learning_rate,
         "min_data_in_leaf": config.min_leaf_pairs,
+        "feature_fraction": config.feature_share,
+        "bagging_fraction": config.pair_share,
+        "bagging_freq": 1 if config.pair_share < 1 else 0,
         "seed": seed,
         "deterministic": True,
         "force_row_wise": True,
         "num_threads": num_threads,
         "verbosity": -1,
     }
-    training_set = lightgbm.Dataset(*train)
-    callbacks: list[Callable[..., Any]] = [lightgbm.early_stopping(config.early_stopping, verbose=False)] if config.early_stopping else []
-    validation = [lightgbm.Dataset(*valid, reference=training_set)] if config.early_stopping else []
-    return lightgbm.train(parameters, training_set, config.num_trees, valid_sets=validation, callbacks=callbacks)
-
-
-def predict_trees(trees: lightgbm.Booster, hidden: np.ndarray, pairs: FlowTable, distance: np.ndarray) -> np.ndarray:
-    """Predicted flows of pairs, 0 or more [num_pairs]; in blocks, so that memory does not grow with the number of pairs."""
-    parts = [trees.predict(pair_features(hidden, pairs.select(block), distance[block])) for block in blocks(len(pairs))]
-    return np.maximum(np.concatenate(parts), 0.0) if parts else np.zeros(0)
 
 
 def blocks(length: int) -> Iterator[np.ndarray]:

@@ -14,9 +14,9 @@ import pandas as pd
 
 from imagery2flow.flows import metrics
 from imagery2flow.flows.table import UNIVERSES
-from imagery2flow.run.config import ResultsConfig
 from imagery2flow.run.errors import MissingInputError
 from imagery2flow.run.files import read_table, write_table
+from imagery2flow.run.flow_config import ResultsConfig
 from imagery2flow.run.stage import Ledger
 from imagery2flow.sources.synthetic import best_prediction
 

@@ -98,6 +98,26 @@ def build_graph(units: gpd.GeoDataFrame, distance_path: str | None, ledger: Ledg
     return graph
 
 
+def join_graphs(graphs: Sequence[RegionGraph], positions: Sequence[np.ndarray]) -> RegionGraph:
+    """Graphs of several regions as one without edges between them.
+
+    Args:
+        graphs: The graphs.
+        positions: Where each graph's units stand in the joined one, [num_units] each.
+    """
+    order = np.argsort(np.concatenate(positions))
+    edge = np.concatenate([place[graph.edge] for graph, place in zip(graphs, positions, strict=True)], axis=1)
+    table_m = None
+    if any(graph.table_m is not None for graph in graphs):
+        table_m = np.full((len(order), len(order)), np.nan)
+        for graph, place in zip(graphs, positions, strict=True):
+            if graph.table_m is not None:
+                table_m[np.ix_(place, place)] = graph.table_m
+    values = {name: np.concatenate([getattr(graph, name) for graph in graphs])[order] for name in ("longitude", "latitude", "area_km2")}
+    ids = [geocode for graph in graphs for geocode in graph.geocodes]
+    return RegionGraph(tuple(ids[position] for position in order), **values, edge=edge[:, np.lexsort(edge[::-1])], table_m=table_m)
+
+
 def contiguity(polygons: gpd.GeoSeries, ledger: Ledger) -> np.ndarray:
     """Pairs of polygons in metres that touch, both directions, islands joined to the nearest: [2, num_edges]."""
     shapes = polygons.to_numpy()

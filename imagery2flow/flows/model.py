@@ -11,6 +11,8 @@ Decoder: log2 flow_od = h_o . A h_d + b [+ u . h_o + v . h_d] [+ f(d_od)]. The p
 distance, and a ReLU around the whole, left out here because it kills the gradient of every pair that begins below 0 (4 to 96 % of them, by the
 seed). The brackets are the margins and the deterrence of a gravity law: busy origins, busy destinations, and how flows fall off with distance.
 
+With a dual encoder (GMEL) one network embeds units as origins, h_o, and another as destinations, h_d; as published they are the same.
+
 Shapes: units [num_units, dim], edges [2, num_edges] (neighbour, unit), pairs [num_pairs].
 """
 
@@ -18,6 +20,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -44,6 +47,14 @@ class GraphTensors:
     edge_weight: Tensor
 
 
+def attention_layers(widths: Sequence[int]) -> nn.ModuleList:
+    """The published layers, one for each step in width."""
+    return nn.ModuleList(
+        GATConv(a, b, heads=1, edge_dim=1, add_self_loops=False, bias=False, negative_slope=NEGATIVE_SLOPE, residual=True)
+        for a, b in pairwise(widths)
+    )
+
+
 class FlowModel(nn.Module):
     """Graph attention network and bilinear decoder.
 
@@ -54,29 +65,40 @@ class FlowModel(nn.Module):
         dropout: Share of the features, and half that share of every layer's outputs, that is hidden in training.
         unit_terms: Whether the decoder has a term for the origin and one for the destination.
         pair_distance: Whether the decoder has a term for the pair's distance.
+        dual_encoder: Whether destinations have a network of their own.
     """
 
     def __init__(
-        self, in_dim: int, embedding_size: int, num_hidden_layers: int, dropout: float, unit_terms: bool, pair_distance: bool
+        self,
+        in_dim: int,
+        embedding_size: int,
+        num_hidden_layers: int,
+        dropout: float,
+        unit_terms: bool,
+        pair_distance: bool,
+        dual_encoder: bool = False,
     ) -> None:
         super().__init__()
         widths = [in_dim] + [embedding_size] * (num_hidden_layers + 1)
-        self.layers = nn.ModuleList(
-            GATConv(a, b, heads=1, edge_dim=1, add_self_loops=False, bias=False, negative_slope=NEGATIVE_SLOPE, residual=True)
-            for a, b in pairwise(widths)
-        )
+        self.layers = attention_layers(widths)
+        self.destination_layers = attention_layers(widths) if dual_encoder else None
         self.input_dropout, self.dropout = nn.Dropout(dropout), nn.Dropout(dropout / 2)
         self.interaction = nn.Parameter(torch.randn(embedding_size, embedding_size) / embedding_size)
         self.offset = nn.Parameter(torch.zeros(()))
-        self.unit_terms = nn.Linear(embedding_size, 2, bias=False) if unit_terms else None
+        self.unit_terms = nn.ModuleList(nn.Linear(embedding_size, 1, bias=False) for _ in range(2)) if unit_terms else None
         self.distance_term = (
             nn.Sequential(nn.Linear(3, DISTANCE_WIDTH), nn.ReLU(), nn.Linear(DISTANCE_WIDTH, 1, bias=False)) if pair_distance else None
         )
 
     def embed(self, graph: GraphTensors) -> Tensor:
-        """Embeddings of the units: [num_units, embedding_size]."""
+        """Embeddings of the units: [num_units, embedding_size]; with a dual encoder those as origin, then those as destination: twice as wide."""
+        sides = [self.layers] if self.destination_layers is None else [self.layers, self.destination_layers]
+        return torch.cat([self.attend(layers, graph) for layers in sides], dim=1)
+
+    def attend(self, layers: nn.ModuleList, graph: GraphTensors) -> Tensor:
+        """Output of one graph network: [num_units, embedding_size]."""
         hidden = self.input_dropout(graph.features)
-        for layer in self.layers:
+        for layer in layers:
             hidden = self.dropout(torch.relu(layer(hidden, graph.edge, graph.edge_weight)))
         return hidden
 
@@ -84,16 +106,17 @@ class FlowModel(nn.Module):
         """log2 of the flow of pairs.
 
         Args:
-            hidden: [num_units, embedding_size].
+            hidden: What ``embed`` gives.
             origin: Positions [num_pairs].
             destination: Positions [num_pairs].
             distance: Distance relative to the source region's largest [num_pairs].
         """
-        sent = hidden @ self.interaction  # [num_units, embedding_size]
-        log_flow = (sent[origin] * hidden[destination]).sum(dim=1) + self.offset
+        leaving, arriving = (hidden, hidden) if self.destination_layers is None else hidden.chunk(2, dim=1)
+        sent = leaving @ self.interaction  # [num_units, embedding_size]
+        log_flow = (sent[origin] * arriving[destination]).sum(dim=1) + self.offset
         if self.unit_terms is not None:
-            margins = self.unit_terms(hidden)  # [num_units, 2]: as origin, as destination
-            log_flow = log_flow + margins[origin, 0] + margins[destination, 1]
+            margins = [term(side) for term, side in zip(self.unit_terms, (leaving, arriving), strict=True)]  # [num_units, 1] each
+            log_flow = log_flow + margins[0][origin, 0] + margins[1][destination, 0]
         if self.distance_term is not None:
             log_flow = log_flow + self.distance_term(distance_features(distance)).squeeze(1)
         return log_flow
@@ -106,13 +129,41 @@ def distance_features(distance: Tensor) -> Tensor:
     return torch.stack([logarithm, distance, same.to(distance.dtype)], dim=1)
 
 
-def poisson_loss(predicted: Tensor, target: Tensor) -> Tensor:
+def poisson_loss(predicted: Tensor, count: Tensor, weight: Tensor) -> Tensor:
     """Mean negative log-likelihood of Poisson counts, without the part that does not depend on the prediction.
 
-    For log2 of the mean x and log2 of the count y: 2^x - 2^y x ln 2, smallest at x = y. Unlike squared errors of logarithms it weighs a pair by
-    its commuters, as CPC does.
+    For log2 of the mean x and the count y: w (2^x - y x ln 2), smallest at 2^x = y. Unlike squared errors of logarithms it weighs a pair by its
+    commuters, as CPC does.
+
+    Args:
+        predicted: x [num_pairs].
+        count: y, 0 or more [num_pairs].
+        weight: w: how many pairs each stands for [num_pairs].
     """
-    return (torch.exp2(predicted) - torch.exp2(target) * predicted * math.log(2)).mean()
+    return (weight * (torch.exp2(predicted) - count * predicted * math.log(2))).sum() / weight.sum()
+
+
+def multinomial_loss(predicted: Tensor, count: Tensor, weight: Tensor, origin: Tensor) -> Tensor:
+    """Where the commuters of each origin go, and how many there are.
+
+    With p_od = w_od 2^x_od / T_o and T_o = sum_d w_od 2^x_od: the mean over commuters of -log p_od (Deep Gravity, Simini et al. 2021, eq. 5, which
+    takes T_o as known), and the Poisson likelihood of the outflow, T_o - O_o log T_o, a commuter.
+
+    Args:
+        predicted: x, log2 of the flow [num_pairs].
+        count: [num_pairs].
+        weight: w: how many pairs each stands for [num_pairs].
+        origin: [num_pairs]; all pairs of an origin should be in one batch.
+    """
+    group = torch.unique(origin, return_inverse=True)[1]
+    score = predicted * math.log(2) + weight.log()
+    num_groups = int(group.max()) + 1
+    largest = score.new_full((num_groups,), -math.inf).scatter_reduce(0, group, score.detach(), "amax")
+    log_total = score.new_zeros(num_groups).index_add(0, group, (score - largest[group]).exp()).log() + largest
+    commuters = (weight * count).sum().clamp(min=1.0)
+    shares = (weight * count * (log_total[group] - score)).sum()
+    outflow = score.new_zeros(num_groups).index_add(0, group, weight * count)
+    return (shares + (log_total.exp() - outflow * log_total).sum()) / commuters
 
 
 class BalancedMSE(nn.Module):

@@ -17,10 +17,10 @@ from imagery2flow.flows.record import EmbeddedRegion, FlowRecord, load_record
 from imagery2flow.flows.region import Region, load_region
 from imagery2flow.flows.table import FlowTable
 from imagery2flow.flows.training import constant_scores
-from imagery2flow.run.config import FlowTestConfig
 from imagery2flow.run.device import choose_device, deterministic_on_cpu
 from imagery2flow.run.errors import InputError
 from imagery2flow.run.files import TableWriter, write_json
+from imagery2flow.run.flow_config import FlowTestConfig
 from imagery2flow.run.stage import Ledger
 
 DECODERS = ("bilinear", "lightgbm")

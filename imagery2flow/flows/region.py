@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from imagery2flow.flows.graph import RegionGraph, build_graph
-from imagery2flow.flows.table import FlowTable, check_unit_ids, read_flows
+from imagery2flow.flows.graph import RegionGraph, build_graph, join_graphs
+from imagery2flow.flows.table import UNKNOWN_BLOCK, FlowTable, check_unit_ids, read_flows
 from imagery2flow.imagery.units import read_units
-from imagery2flow.run.config import RegionConfig
-from imagery2flow.run.errors import Faults, MissingInputError, TableError, shown
+from imagery2flow.run.errors import Faults, InputError, MissingInputError, TableError, shown
 from imagery2flow.run.files import read_table
+from imagery2flow.run.flow_config import Place, RegionConfig
 from imagery2flow.run.stage import Ledger
 
 
@@ -22,73 +23,179 @@ class Region:
     """A region whose parts share one order of units.
 
     Attributes:
-        name: Its name.
-        graph: Units that have an embedding, sorted by id, and their neighbours.
+        names: Its name, or the names of the regions that were joined.
+        graph: Units that have an embedding, sorted by id, and their neighbours; regions are not neighbours.
+        part: Number of the region in ``names`` that each unit belongs to [num_units].
         columns: Names of the embedding's columns.
         embeddings: [num_units, dim].
-        flows: Observed flows between those units, or None.
+        flows: Observed flows between those units, within regions, or None.
+        untrained: Numbered columns as an encoder with random weights gives them [num_units, dim], for a control; None where there are none.
     """
 
-    name: str
+    names: tuple[str, ...]
     graph: RegionGraph
+    part: np.ndarray
     columns: tuple[str, ...]
     embeddings: np.ndarray
     flows: FlowTable | None
+    untrained: np.ndarray | None = None
 
     def __post_init__(self) -> None:
-        assert len(self.graph.geocodes) == len(self.embeddings)
+        assert len(self.graph.geocodes) == len(self.embeddings) == len(self.part)
         assert self.flows is None or self.flows.geocodes == self.graph.geocodes
+
+    @property
+    def name(self) -> str:
+        """The regions' names in one word."""
+        return "+".join(self.names)
+
+    def parts(self) -> list[np.ndarray]:
+        """Positions of each region's units."""
+        return [np.flatnonzero(self.part == number) for number in range(len(self.names))]
+
+    def observed(self) -> FlowTable:
+        """The observed flows, where there must be some."""
+        assert self.flows is not None
+        return self.flows
 
 
 def load_region(config: RegionConfig, ledger: Ledger, flows_required: bool) -> Region:
+    """Reads one or several regions as one, whose parts are no neighbours.
+
+    Raises:
+        MissingInputError: A file is absent.
+        TableError: A table has faults, or tables share no id.
+        InputError: Two regions share ids or columns differ.
+    """
+    return join_regions([load_place(config, place, ledger, flows_required) for place in config.places()])
+
+
+def load_place(config: RegionConfig, place: Place, ledger: Ledger, flows_required: bool) -> Region:
     """Reads a region and joins its parts by id; units without an embedding, and their flows, are left out and counted.
 
     Raises:
         MissingInputError: A file is absent.
         TableError: A table has faults, or tables share no id.
     """
-    units_path = find_units(config)
+    units_path = find_units(config, place)
     units = read_units(units_path, config.id_column, ledger)
-    ledger.came_in["units"] = len(units)
-    embeddings = read_embeddings(config.node_feats_path, units.index, ledger)
-    graph = build_graph(units.loc[embeddings.index], config.distance_path, ledger, f"the units {units_path}")
-    flows_path = find_flows(config, flows_required, ledger)
+    ledger.take_in("units", len(units))
+    embeddings = read_embeddings(place.node_feats_path, units.index, ledger)
+    for path in config.extra_feats:
+        embeddings = join_features(embeddings, path, units.index, ledger)
+    graph = build_graph(units.loc[embeddings.index], place.distance_path, ledger, f"the units {units_path}")
+    flows_path = find_flows(config, place, flows_required, ledger)
     flows = None
     if flows_path is not None:
-        flows = keep_units(read_flows(flows_path, tuple(units.index), config.drop_unknown_units, ledger), graph.geocodes, ledger)
-    return Region(config.region, graph, tuple(embeddings.columns), embeddings.to_numpy(np.float32), flows)
+        table = read_flows(flows_path, tuple(units.index), config.drop_unknown_units, ledger, config.flows_complete)
+        flows = keep_units(table, graph.geocodes, ledger)
+    part = np.zeros(len(embeddings), dtype=np.int64)
+    untrained = read_untrained(place.node_feats_path, embeddings, units.index, ledger)
+    return Region((place.region,), graph, part, tuple(embeddings.columns), embeddings.to_numpy(np.float32), flows, untrained)
 
 
-def find_units(config: RegionConfig) -> Path:
+def read_untrained(path: str, embeddings: pd.DataFrame, units: pd.Index, ledger: Ledger) -> np.ndarray | None:
+    """Columns of the untrained encoder that stage 3 wrote beside the table [num_units, dim], or None."""
+    other = untrained_path(path)
+    numbered = [column for column in embeddings if column.isdigit()]
+    if not numbered or not other.is_file():
+        return None
+    table = read_embeddings(str(other), units, ledger).reindex(embeddings.index)
+    if set(numbered) - set(table.columns) or table.isna().to_numpy().any():
+        raise TableError(f"features {other} have other ids or columns than {path}; make both with get_img_embedding.py")
+    return table[numbered].to_numpy(np.float32)
+
+
+def untrained_path(path: str | Path) -> Path:
+    """Where stage 3 writes what an untrained encoder makes of the same patches: M1.csv -> M1_untrained.csv."""
+    name, dot, suffix = Path(path).name.partition(".")
+    return Path(path).with_name(f"{name}_untrained{dot}{suffix}")
+
+
+def join_regions(regions: Sequence[Region]) -> Region:
+    """Several regions as one, units sorted by id; no edge, no flow and no distance leads from one to another.
+
+    Raises:
+        InputError: Regions share ids, or their columns differ.
+    """
+    first = regions[0]
+    if len(regions) == 1:
+        return first
+    ids = np.concatenate([np.array(region.graph.geocodes, dtype=object) for region in regions])
+    owner = np.concatenate([np.full(len(region.graph.geocodes), number) for number, region in enumerate(regions)])
+    repeated = pd.Index(ids)[pd.Index(ids).duplicated()]
+    if len(repeated):
+        raise InputError(f"the regions {' '.join(region.name for region in regions)} share {len(repeated)} ids of units ({shown(repeated)}); give each unit an id of its own")
+    for region in regions[1:]:
+        differing = set(region.columns) ^ set(first.columns)
+        if differing:
+            raise TableError(f"the features of {first.name} and {region.name} differ in the columns {shown(sorted(differing))}; embed both with one encoder")
+    order = np.argsort(ids)
+    place = np.empty(len(ids), dtype=np.int64)  # position in the joined region of a unit of the concatenated ones
+    place[order] = np.arange(len(ids))
+    starts = np.cumsum([0] + [len(region.graph.geocodes) for region in regions[:-1]])
+    positions = [place[start : start + len(region.graph.geocodes)] for start, region in zip(starts, regions, strict=True)]
+    embeddings = np.concatenate([region.embeddings[:, [region.columns.index(name) for name in first.columns]] for region in regions])
+    names = tuple(region.name for region in regions)
+    graph = join_graphs([region.graph for region in regions], positions)
+    tables = [region.flows for region in regions]
+    flows = None if any(table is None for table in tables) else join_flows([region.observed() for region in regions], positions, graph.geocodes)
+    untrained = None
+    if all(region.untrained is not None for region in regions):
+        untrained = np.concatenate([region.untrained for region in regions])[order]
+    return Region(names, graph, owner[order], first.columns, embeddings[order], flows, untrained)
+
+
+def join_flows(tables: Sequence[FlowTable], positions: Sequence[np.ndarray], geocodes: tuple[str, ...]) -> FlowTable:
+    """Flow tables of several regions as one, by the positions of their units in it."""
+    origin, destination, count = (
+        np.concatenate(parts)
+        for parts in (
+            [place[table.origin] for table, place in zip(tables, positions, strict=True)],
+            [place[table.destination] for table, place in zip(tables, positions, strict=True)],
+            [table.count for table in tables],
+        )
+    )
+    block = np.full(len(geocodes), UNKNOWN_BLOCK, dtype=np.int64)
+    first_free = 0
+    for table, place in zip(tables, positions, strict=True):
+        if table.block is not None:
+            block[place] = np.where(table.block >= 0, table.block + first_free, UNKNOWN_BLOCK)
+            first_free += int(table.block.max()) + 1
+    order = np.lexsort((destination, origin))
+    return FlowTable(geocodes, origin[order], destination[order], count[order], block)
+
+
+def find_units(config: RegionConfig, place: Place) -> Path:
     """The units file: as given, or in the region's folder.
 
     Raises:
         MissingInputError: There is none.
     """
-    if config.units_path is not None:
-        return Path(config.units_path)
-    folder = Path(config.data_root) / config.region
+    if place.units_path is not None:
+        return Path(place.units_path)
+    folder = Path(config.data_root) / place.region
     for name in ("units.gpkg", "units.shp", "units.geojson"):
         if (folder / name).is_file():
             return folder / name
-    raise MissingInputError(f"region {config.region} has no units.gpkg in {folder}; put it there or name the units with --units_path")
+    raise MissingInputError(f"region {place.region} has no units.gpkg in {folder}; put it there or name the units with --units_path")
 
 
-def find_flows(config: RegionConfig, required: bool, ledger: Ledger) -> Path | None:
+def find_flows(config: RegionConfig, place: Place, required: bool, ledger: Ledger) -> Path | None:
     """The flows: as given, or in the region's folder, the year's own first; None where there are none and none are needed.
 
     Raises:
         MissingInputError: Flows are required and there are none.
     """
-    if config.flows_path is not None:
-        return Path(config.flows_path)
-    folder = Path(config.data_root) / config.region
+    if place.flows_path is not None:
+        return Path(place.flows_path)
+    folder = Path(config.data_root) / place.region
     for name in (f"flows_{config.year}.csv", "flows.csv", f"flows_{config.year}.parquet", "flows.parquet"):
         if (folder / name).is_file():
             return folder / name
     if required:
         raise MissingInputError(
-            f"region {config.region} has neither flows_{config.year}.csv nor flows.csv in {folder}; put one there or name the flows with --flows_path"
+            f"region {place.region} has neither flows_{config.year}.csv nor flows.csv in {folder}; put one there or name the flows with --flows_path"
         )
     ledger.note(f"no flows in {folder}: predictions only, no scores")
     return None
@@ -107,7 +214,7 @@ def read_embeddings(path: str, units: pd.Index, ledger: Ledger) -> pd.DataFrame:
         if table.index.name != "geocode":
             raise TableError(f"features {path} have no column geocode, but {shown(table.columns)}; name the column of ids geocode")
         table = table.reset_index()
-    ledger.came_in["embeddings"] = len(table)
+    ledger.take_in("embeddings", len(table))
     table.columns = table.columns.astype(str)
     faults = Faults(f"features {path}")
     check_features(table, units, faults)
@@ -122,6 +229,20 @@ def read_embeddings(path: str, units: pd.Index, ledger: Ledger) -> pd.DataFrame:
     ledger.leave_out("embeddings of units that are not in the units file", foreign)
     ledger.leave_out("units without an embedding", units.difference(table.index))
     return table.loc[table.index.isin(units)]
+
+
+def join_features(features: pd.DataFrame, path: str, units: pd.Index, ledger: Ledger) -> pd.DataFrame:
+    """Joins another table of features by id; its columns get a name each, so that they are not taken for an image embedding's.
+
+    Raises:
+        TableError: The table has faults, or shares a column's name with the others.
+    """
+    more = read_embeddings(path, units, ledger)
+    more.columns = pd.Index([f"extra_{column}" if column.isdigit() else column for column in more.columns])
+    shared = more.columns.intersection(features.columns)
+    if len(shared):
+        raise TableError(f"features {path} share the columns {shown(shared)} with another table of features; rename them")
+    return features.join(more, how="inner")
 
 
 def check_features(table: pd.DataFrame, units: pd.Index, faults: Faults) -> None:
@@ -152,4 +273,5 @@ def keep_units(flows: FlowTable, geocodes: tuple[str, ...], ledger: Ledger) -> F
     kept = (origin >= 0) & (destination >= 0)
     frame = flows.select(~kept).to_frame()
     ledger.leave_out("flows of units without an embedding", frame.h_geocode + ">" + frame.w_geocode)
-    return FlowTable(geocodes, origin[kept], destination[kept], flows.count[kept])
+    block = None if flows.block is None else flows.block[pd.Index(flows.geocodes).get_indexer(pd.Index(geocodes))]
+    return FlowTable(geocodes, origin[kept], destination[kept], flows.count[kept], block)

@@ -9,6 +9,8 @@ units: a network that reads all 512 columns of a ResNet-18 embedding learns its 
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +18,7 @@ import shapely
 import torch
 from sklearn.decomposition import PCA
 
+from imagery2flow.flows.context import surroundings
 from imagery2flow.flows.graph import RegionGraph
 from imagery2flow.flows.model import GraphTensors
 from imagery2flow.flows.region import Region
@@ -39,6 +42,9 @@ class Scaling:
         distance_m: Largest distance between units of the source region: relative distances of pairs are 0..1 there.
         edge_m: Longest edge of the source region's graph.
         area_feature: Whether the logarithm of the unit's area is a column.
+        context_m: Radii of the surroundings.
+        context_mean: Per column of the surroundings.
+        context_std: Per column of the surroundings; 1 for a constant one.
     """
 
     columns: tuple[str, ...]
@@ -48,11 +54,15 @@ class Scaling:
     distance_m: float
     edge_m: float
     area_feature: bool
+    context_m: tuple[float, ...]
+    context_mean: np.ndarray
+    context_std: np.ndarray
 
     @property
     def in_dim(self) -> int:
         """Number of features that the network sees."""
-        return len(self.mean) if self.projection is None else self.projection.shape[1]
+        own = len(self.mean) if self.projection is None else self.projection.shape[1]
+        return own + len(self.context_mean)
 
     def features(self, region: Region) -> np.ndarray:
         """Features of a region's units as the network sees them: [num_units, in_dim].
@@ -66,9 +76,16 @@ class Scaling:
                 f"the features of {region.name} have {len(region.columns)} columns but the model was trained on {len(self.columns)} "
                 f"(missing: {shown(absent) or 'none'}; unknown: {shown(extra) or 'none'}); embed this region with the encoder that the model was trained with"
             )
+        own, around = self.own_features(region)
+        return np.concatenate([own, (around - self.context_mean) / self.context_std], axis=1)
+
+    def own_features(self, region: Region) -> tuple[np.ndarray, np.ndarray]:
+        """Scaled features of the units themselves [num_units, own], and unscaled ones of their surroundings [num_units, around]."""
         order = [region.columns.index(column) for column in self.columns]
         scaled = (raw_features(region.embeddings[:, order], region.graph, self.area_feature) - self.mean) / self.std
-        return scaled if self.projection is None else scaled @ self.projection
+        own = scaled if self.projection is None else scaled @ self.projection
+        named = [number for number, column in enumerate(self.columns) if not column.isdigit()]
+        return own, surroundings(scaled[:, named] if named else own, region, self.context_m)
 
     def graph_tensors(self, region: Region, device: torch.device) -> GraphTensors:
         """The region as tensors.
@@ -96,28 +113,39 @@ def raw_features(embeddings: np.ndarray, graph: RegionGraph, area_feature: bool)
     return np.concatenate([embeddings.astype(np.float64), log_area[:, None]], axis=1)
 
 
-def fit_scaling(region: Region, area_feature: bool, num_components: int) -> Scaling:
+def fit_scaling(region: Region, area_feature: bool, num_components: int, context_m: Sequence[float] = ()) -> Scaling:
     """Learns the scaling from the source region: all of its units, no flows.
 
     Args:
         region: The source region.
         area_feature: Add the logarithm of each unit's area.
         num_components: Principal components to which the numbered columns are reduced if there are more; 0 keeps the columns.
+        context_m: Radii of the surroundings.
     """
     raw = raw_features(region.embeddings, region.graph, area_feature)
-    std = raw.std(axis=0)
-    mean, std = raw.mean(axis=0), np.where(std > SMALLEST_STD, std, 1.0)
-    numbered = np.array([column.isdigit() for column in region.columns] + [False] * area_feature)
+    mean, std = moments(raw)
+    numbered = np.array([column.isdigit() for column in region.columns] + [False] * area_feature, dtype=bool)
     reduce = 0 < num_components < numbered.sum()
-    return Scaling(
+    scaling = Scaling(
         columns=region.columns,
         mean=mean,
         std=std,
         projection=fit_projection((raw - mean) / std, numbered, num_components) if reduce else None,
-        distance_m=max(largest_distance_m(region.graph), 1.0),
+        distance_m=max(largest_distance_m(region), 1.0),
         edge_m=max(float(region.graph.edge_distance_m().max(initial=0.0)), 1.0),
         area_feature=area_feature,
+        context_m=tuple(context_m),
+        context_mean=np.zeros(0),
+        context_std=np.ones(0),
     )
+    context_mean, context_std = moments(scaling.own_features(region)[1])
+    return dataclasses.replace(scaling, context_mean=context_mean, context_std=context_std)
+
+
+def moments(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of columns [num_units, dim]; the deviation of a constant one is 1."""
+    std = values.std(axis=0)
+    return values.mean(axis=0), np.where(std > SMALLEST_STD, std, 1.0)
 
 
 def fit_projection(scaled: np.ndarray, numbered: np.ndarray, num_components: int) -> np.ndarray:
@@ -140,11 +168,13 @@ def fit_projection(scaled: np.ndarray, numbered: np.ndarray, num_components: int
     return projection
 
 
-def largest_distance_m(graph: RegionGraph) -> float:
-    """Largest distance between two units: the two are among the corners of the convex hull, or in the user's table."""
-    flat = np.stack([np.cos(np.radians(graph.latitude.mean())) * graph.longitude, graph.latitude], axis=1)  # [num_units, 2]
-    hull = shapely.get_coordinates(shapely.convex_hull(shapely.multipoints(flat)))
-    corners = np.flatnonzero((flat[:, None] == hull).all(axis=2).any(axis=1))
-    origin, destination = (grid.reshape(-1) for grid in np.meshgrid(corners, np.arange(len(flat)), indexing="ij"))
-    largest = float(graph.distance_m(origin, destination).max())
+def largest_distance_m(region: Region) -> float:
+    """Largest distance between two units of one region: the two are among the corners of the convex hull, or in the user's table."""
+    graph, largest = region.graph, 0.0
+    for units in region.parts():
+        flat = np.stack([np.cos(np.radians(graph.latitude[units].mean())) * graph.longitude[units], graph.latitude[units]], axis=1)
+        hull = shapely.get_coordinates(shapely.convex_hull(shapely.multipoints(flat)))
+        corners = units[(flat[:, None] == hull).all(axis=2).any(axis=1)]
+        origin, destination = (grid.reshape(-1) for grid in np.meshgrid(corners, units, indexing="ij"))
+        largest = max(largest, float(graph.distance_m(origin, destination).max()))
     return largest if graph.table_m is None else max(largest, float(np.nanmax(graph.table_m)))

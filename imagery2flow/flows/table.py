@@ -5,12 +5,15 @@ Inside the program a pair is two positions in the sorted list of units; ids are 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from imagery2flow.run.errors import Faults, InputError, TableError, shown
 from imagery2flow.run.files import read_table
@@ -18,10 +21,8 @@ from imagery2flow.run.stage import Ledger
 
 FLOW_COLUMNS = ("h_geocode", "w_geocode", "count")
 GT10_MINIMUM = 10  # the published universe keeps flows of more than 10 commuters
-UNIVERSES = {"gt10": GT10_MINIMUM, "positive": 0}
-SPLITS = ("train", "valid", "test")
-# Of five origins of like population three are trained on, one chooses the epoch, one is tested: 60/20/20 (paper, Methods).
-SPLIT_BLOCK = ("train", "train", "train", "valid", "test")
+UNIVERSES = {"gt10": GT10_MINIMUM, "positive": 0, "full": -1}  # pairs with more commuters than that
+UNKNOWN_BLOCK = -1
 
 
 @dataclass(frozen=True)
@@ -33,12 +34,15 @@ class FlowTable:
         origin: Position of the home unit in ``geocodes``: [num_pairs].
         destination: Position of the work unit: [num_pairs].
         count: Commuters; NaN where unknown: [num_pairs].
+        block: Number of the complete block that each unit belongs to, -1 for none: between two units of one block an absent pair is a zero;
+            elsewhere it is unknown. [num_units], or None where nothing is complete.
     """
 
     geocodes: tuple[str, ...]
     origin: np.ndarray
     destination: np.ndarray
     count: np.ndarray
+    block: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         assert self.origin.shape == self.destination.shape == self.count.shape
@@ -48,11 +52,43 @@ class FlowTable:
 
     def select(self, chosen: np.ndarray) -> FlowTable:
         """The pairs of a mask or of positions."""
-        return FlowTable(self.geocodes, self.origin[chosen], self.destination[chosen], self.count[chosen])
+        return FlowTable(self.geocodes, self.origin[chosen], self.destination[chosen], self.count[chosen], self.block)
 
     def universe(self, name: str) -> FlowTable:
-        """The pairs of a universe: ``gt10`` or ``positive``."""
-        return self.select(self.count > UNIVERSES[name])
+        """The pairs of a universe, sorted: ``gt10``, ``positive``, or ``full``, in which absent pairs of a complete block are zeros.
+
+        Raises:
+            InputError: Zeros are asked of a table that is complete nowhere.
+        """
+        return self.with_zeros() if name == "full" else self.select(self.count > UNIVERSES[name])
+
+    @property
+    def has_zeros(self) -> bool:
+        """Whether absent pairs are known to be zeros anywhere."""
+        return self.block is not None and bool((self.block >= 0).any())
+
+    def with_zeros(self) -> FlowTable:
+        """Every pair of units whose flow is known to be a number or zero; pairs outside complete blocks are left out.
+
+        Raises:
+            InputError: The table is complete nowhere.
+        """
+        if self.block is None or not self.has_zeros:
+            raise InputError(
+                "the universe full needs zeros, but the flows do not say that absent pairs are zeros (a sample of the flows looks the same); "
+                "give a column complete_block, or --flows_complete if the table holds every flow"
+            )
+        parts = [np.flatnonzero(self.block == number) for number in np.unique(self.block[self.block >= 0])]
+        origin = np.concatenate([np.repeat(part, len(part)) for part in parts])
+        destination = np.concatenate([np.tile(part, len(part)) for part in parts])
+        num_units = len(self.geocodes)
+        place = origin * num_units + destination
+        order = np.argsort(place)
+        count = np.zeros(len(place))
+        inside = (self.block[self.origin] == self.block[self.destination]) & (self.block[self.origin] >= 0)
+        found = np.searchsorted(place[order], (self.origin * num_units + self.destination)[inside])
+        count[found] = self.count[inside]
+        return FlowTable(self.geocodes, origin[order], destination[order], count, self.block)
 
     def of_origins(self, chosen: np.ndarray) -> FlowTable:
         """The pairs whose origin is among ``chosen``, a mask over units [num_units]."""
@@ -64,7 +100,9 @@ class FlowTable:
         return pd.DataFrame({"h_geocode": ids[self.origin], "w_geocode": ids[self.destination], "count": self.count})
 
 
-def read_flows(path: str | Path, geocodes: Sequence[str], drop_unknown_units: bool, ledger: Ledger) -> FlowTable:
+def read_flows(
+    path: str | Path, geocodes: Sequence[str], drop_unknown_units: bool, ledger: Ledger, complete: bool = False
+) -> FlowTable:
     """Reads and checks an OD table.
 
     Args:
@@ -72,6 +110,7 @@ def read_flows(path: str | Path, geocodes: Sequence[str], drop_unknown_units: bo
         geocodes: Ids of the region's units, sorted.
         drop_unknown_units: Leave out flows that name other units, instead of refusing them.
         ledger: Takes what is left out.
+        complete: Every pair of units that is absent is a zero.
 
     Raises:
         MissingInputError: The file is absent.
@@ -84,7 +123,7 @@ def read_flows(path: str | Path, geocodes: Sequence[str], drop_unknown_units: bo
     if absent:
         faults.add(f"columns {', '.join(absent)} are missing among {', '.join(map(str, table.columns))}; rename or add them")
         faults.raise_if_any()
-    ledger.came_in["flows"] = len(table)
+    ledger.take_in("flows", len(table))
     check_counts(table["count"], faults)
     known = check_flow_ids(table, geocodes, drop_unknown_units, faults)
     repeated = table.duplicated(["h_geocode", "w_geocode"], keep="first")
@@ -93,7 +132,30 @@ def read_flows(path: str | Path, geocodes: Sequence[str], drop_unknown_units: bo
     faults.raise_if_any()
     unknown = table[~known]
     ledger.leave_out("flows of units that are not in the units file", unknown.h_geocode + ">" + unknown.w_geocode)
-    return to_flow_table(table[known], geocodes)
+    flows = to_flow_table(table[known], geocodes)
+    return dataclasses.replace(flows, block=np.zeros(len(geocodes), np.int64) if complete else complete_blocks(table[known], geocodes))
+
+
+def complete_blocks(table: pd.DataFrame, geocodes: Sequence[str]) -> np.ndarray | None:
+    """Complete block of every unit: those joined by a chain of flows whose ``complete_block`` is 1 share one; -1 for the others.
+
+    Args:
+        table: Flows whose ids are all among ``geocodes``.
+        geocodes: Ids of the region's units, sorted.
+
+    Returns:
+        [num_units], or None without such a column.
+    """
+    if "complete_block" not in table:
+        return None
+    inside = table[pd.to_numeric(table.complete_block, errors="coerce") == 1]
+    index = pd.Index(geocodes)
+    origin, destination = index.get_indexer(inside.h_geocode), index.get_indexer(inside.w_geocode)
+    links = coo_array((np.ones(len(inside)), (origin, destination)), shape=(len(index), len(index)))
+    block = connected_components(links, directed=False)[1].astype(np.int64)
+    named = np.zeros(len(index), dtype=bool)
+    named[origin] = named[destination] = True
+    return np.where(named, block, UNKNOWN_BLOCK)
 
 
 def to_flow_table(table: pd.DataFrame, geocodes: Sequence[str]) -> FlowTable:
@@ -178,95 +240,3 @@ def explain_unknown(column: str, unknown: pd.Index, known: pd.Index, drop_unknow
 def pairs_shown(table: pd.DataFrame) -> str:
     """The first pairs of a table, for a message."""
     return shown(f"{home}>{work}" for home, work in zip(table.h_geocode, table.w_geocode, strict=True))
-
-
-def split_origins(flows: FlowTable, population: np.ndarray | None, random: np.random.Generator) -> np.ndarray:
-    """Assigns origins to train, valid and test, 60/20/20, alike in population (paper, Methods).
-
-    Origins are ranked by population; each five neighbours in rank get three, one and one at random. Origins of unknown population are
-    ranked at random behind the others.
-
-    Args:
-        flows: Observed flows; a unit without outflow belongs to no split.
-        population: Per unit, NaN where unknown [num_units], or None.
-        random: Source of randomness.
-
-    Returns:
-        Split of each unit, "" for none: [num_units] of text.
-
-    Raises:
-        InputError: There are fewer than five origins, so that a split would be empty.
-    """
-    origins = np.unique(flows.origin)
-    if len(origins) < len(SPLIT_BLOCK):
-        raise InputError(
-            f"only {len(origins)} units have flows, too few for the splits {', '.join(SPLITS)}; give a region with more, or a split with --split_path"
-        )
-    known = np.full(len(flows.geocodes), np.nan) if population is None else population
-    # The random number decides among equal and unknown populations; NaN sorts last.
-    ranked = origins[np.lexsort((random.random(len(origins)), known[origins]))]
-    split = np.full(len(flows.geocodes), "", dtype=object)
-    for start in range(0, len(ranked), len(SPLIT_BLOCK)):
-        block = ranked[start : start + len(SPLIT_BLOCK)]
-        split[block] = random.permutation(np.array(SPLIT_BLOCK, dtype=object))[: len(block)]
-    return split
-
-
-def read_split(path: str, flows: FlowTable, ledger: Ledger) -> np.ndarray:
-    """Reads a split that was written before: geocode, split.
-
-    Raises:
-        TableError: Columns, ids or values are wrong, or a split has no flow.
-    """
-    table = read_table(path, "split", ("geocode",))
-    ledger.reads(path)
-    faults = Faults(f"split {path}")
-    if not {"geocode", "split"} <= set(table.columns):
-        raise TableError(f"split {path} needs the columns geocode and split, but has {', '.join(map(str, table.columns))}; rename them")
-    wrong = table[~table.split.isin(SPLITS)]
-    if len(wrong):
-        faults.add(f"{len(wrong)} values are not among {', '.join(SPLITS)} ({shown(wrong.split)}); correct them")
-    check_unit_ids(table.geocode, flows.geocodes, faults)
-    faults.raise_if_any()
-    by_id = table.set_index("geocode").split
-    outside = by_id.index.difference(flows.geocodes)
-    ledger.leave_out("units of the split file that are not in the region", outside)
-    return by_id.reindex(list(flows.geocodes)).fillna("").to_numpy(object)
-
-
-def check_split(split: np.ndarray, flows: FlowTable, universe: str) -> None:
-    """Refuses a split in which training, validation or test has no flow.
-
-    Raises:
-        InputError: One is empty.
-    """
-    pairs = flows.universe(universe)
-    for name in SPLITS:
-        if not (split[pairs.origin] == name).any():
-            raise InputError(
-                f"the {name} split has no flow of the universe {universe} (of {len(pairs):,} such flows in all); use more units, --universe positive, or another --split_path"
-            )
-
-
-def read_population(path: str, column: str, geocodes: Sequence[str], ledger: Ledger) -> np.ndarray:
-    """Population per unit, NaN where unknown or below 0, as the census codes what it withholds: [num_units].
-
-    Raises:
-        TableError: A column is missing, an id occurs more than once, or a population is no number.
-    """
-    table = read_table(path, "population", ("geocode",))
-    ledger.reads(path)
-    if not {"geocode", column} <= set(table.columns):
-        raise TableError(
-            f"population {path} needs the columns geocode and {column}, but has {', '.join(map(str, table.columns[:8]))}, ...; name the column with --population_column"
-        )
-    faults = Faults(f"population {path}")
-    check_unit_ids(table.geocode, geocodes, faults)
-    numbers = pd.to_numeric(table[column], errors="coerce")
-    wrong = table[column][numbers.isna() & table[column].notna()]
-    if len(wrong):
-        faults.add(f"{len(wrong)} values of {column} are no numbers ({shown(wrong)}); give numbers, or leave the cell empty where unknown")
-    faults.raise_if_any()
-    values = numbers.where(numbers >= 0).set_axis(table.geocode).reindex(list(geocodes))
-    ledger.leave_out("units without a known population, ranked at random in the split", values.index[values.isna()])
-    return values.to_numpy(np.float64)

@@ -90,6 +90,11 @@ def generator(seed: int, *keys: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(state & np.uint64(0x7FFF_FFFF_FFFF_FFFF)))
 
 
+def random_numbers(seed: int, *keys: int) -> np.random.Generator:
+    """The same for numpy."""
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=keys))
+
+
 @contextmanager
 def seeded(seed: int, *keys: int, device: torch.device = CPU) -> Iterator[None]:
     """Seeds torch's global generators, because initialisers and dropout know no other, and restores them after; keys as in ``generator``."""

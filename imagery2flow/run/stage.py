@@ -55,6 +55,10 @@ class Ledger:
         if not self.quiet:
             print(f"[{self.stage}] {sentence}", file=sys.stderr, flush=True)
 
+    def take_in(self, what: str, count: int) -> None:
+        """Counts what came in; of several files the sum."""
+        self.came_in[what] = self.came_in.get(what, 0) + count
+
     def leave_out(self, reason: str, ids: Iterable[object]) -> None:
         """Notes ids that do not go on, and why; an empty collection notes nothing."""
         texts = [str(value) for value in ids]

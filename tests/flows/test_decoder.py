@@ -10,8 +10,8 @@ import pytest
 from imagery2flow.flows import decoder
 from imagery2flow.flows.decoder import load_trees, pair_features, predict_trees, save_trees, train_trees
 from imagery2flow.flows.table import FlowTable
-from imagery2flow.run.config import TreesConfig
 from imagery2flow.run.errors import InputError, MissingInputError
+from imagery2flow.run.flow_config import TreesConfig
 
 CONFIG = TreesConfig(num_trees=40, learning_rate=0.3, min_leaf_pairs=5, early_stopping=5)
 

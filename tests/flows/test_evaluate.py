@@ -7,8 +7,8 @@ from scipy.stats import poisson
 
 from imagery2flow.flows.evaluate import collect_results, reachable_scores
 from imagery2flow.flows.metrics import cpc
-from imagery2flow.run.config import ResultsConfig
 from imagery2flow.run.errors import MissingInputError
+from imagery2flow.run.flow_config import ResultsConfig
 
 SCORES = {"gt10": {"cpc": 0.5, "rmse": 12.345, "mae": 6.0, "num_pairs": 1234}}
 

@@ -10,9 +10,9 @@ from imagery2flow.flows.decoder import pair_features, predict_trees, train_trees
 from imagery2flow.flows.graph import great_circle_m
 from imagery2flow.flows.record import FlowRecord, build_model, embed_region, load_record, save_record
 from imagery2flow.flows.scaling import fit_scaling
-from imagery2flow.run.config import TreesConfig
 from imagery2flow.run.errors import InputError, MissingInputError, TableError
 from imagery2flow.run.files import save_tensors
+from imagery2flow.run.flow_config import TreesConfig
 
 from .conftest import GEOCODES, NUM_UNITS, make_region, training_config
 

@@ -3,8 +3,8 @@ import pandas as pd
 import pytest
 
 from imagery2flow.flows.region import find_flows, find_units, load_region, read_embeddings
-from imagery2flow.run.config import RegionConfig
 from imagery2flow.run.errors import MissingInputError, TableError
+from imagery2flow.run.flow_config import RegionConfig
 
 from .conftest import GEOCODES, draw_features, draw_flows, write_region
 

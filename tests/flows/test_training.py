@@ -8,8 +8,8 @@ import torch
 from imagery2flow.flows import training
 from imagery2flow.flows.metrics import score_universes
 from imagery2flow.flows.training import train_flows
-from imagery2flow.run.config import TreesConfig
 from imagery2flow.run.errors import InputError, TableError
+from imagery2flow.run.flow_config import TreesConfig
 from imagery2flow.run.stage import Ledger
 
 from .conftest import MODEL, files_of, read, train, training_config, write_region

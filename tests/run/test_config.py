@@ -5,16 +5,9 @@ import pytest
 from docstring_parser import parse
 
 from imagery2flow.run import config
-from imagery2flow.run.config import (
-    EmbeddingConfig,
-    EncoderConfig,
-    FlowTrainingConfig,
-    PreprocessingConfig,
-    SyntheticConfig,
-    ViewConfig,
-    log_name,
-)
+from imagery2flow.run.config import EmbeddingConfig, EncoderConfig, PreprocessingConfig, SyntheticConfig, ViewConfig, log_name
 from imagery2flow.run.errors import InputError
+from imagery2flow.run.flow_config import FlowTrainingConfig
 
 CLASSES = [value for value in vars(config).values() if isinstance(value, type) and dataclasses.is_dataclass(value)]
 SCENE = {"input_tif_path": ["scene.tif"], "shp_path": "units.gpkg"}

@@ -8,7 +8,8 @@ import pytest
 
 from imagery2flow.run import config
 from imagery2flow.run.cli import build_parser, parse_config
-from imagery2flow.run.config import EmbeddingConfig, EncoderConfig, FlowTestConfig, FlowTrainingConfig, PreprocessingConfig
+from imagery2flow.run.config import EmbeddingConfig, EncoderConfig, PreprocessingConfig
+from imagery2flow.run.flow_config import FlowTestConfig, FlowTrainingConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 PAPER = ROOT / "configs" / "paper"

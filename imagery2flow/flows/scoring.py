@@ -1,0 +1,78 @@
+"""Scores of a flow model on chosen pairs of a region, by universe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from imagery2flow.flows import metrics
+from imagery2flow.flows.learning import universes_of
+from imagery2flow.flows.metrics import ScoredPairs
+from imagery2flow.flows.record import FlowRecord
+from imagery2flow.flows.region import Region
+from imagery2flow.flows.table import UNIVERSES, FlowTable
+
+Scores = dict[str, dict[str, dict[str, float]]]  # predictor -> universe -> score
+Choice = Callable[[FlowTable], np.ndarray]  # pairs -> which of them are scored [num_pairs]
+
+
+def scored_pairs(region: Region, pairs: FlowTable, predicted: np.ndarray) -> ScoredPairs:
+    """Pairs as the metrics read them."""
+    distance_m = region.graph.distance_m(pairs.origin, pairs.destination)
+    return ScoredPairs(pairs.count, predicted, distance_m, pairs.origin == pairs.destination)
+
+
+def chosen_pairs(flows: FlowTable, chosen: Choice) -> FlowTable:
+    """Every pair of known flow that is scored: zeros where the table is complete, observed flows elsewhere."""
+    pairs = flows.universe("positive")
+    if flows.has_zeros:
+        pairs = flows.universe("full")
+        if len(pairs.select(pairs.count > 0)) < len(flows.universe("positive")):
+            pairs = with_flows_outside(pairs, flows.universe("positive"))
+    return pairs.select(chosen(pairs))
+
+
+def with_flows_outside(pairs: FlowTable, flows: FlowTable) -> FlowTable:
+    """Adds the observed flows that lie outside complete blocks."""
+    num_units = len(pairs.geocodes)
+    new = flows.select(~np.isin(flows.origin * num_units + flows.destination, pairs.origin * num_units + pairs.destination))
+    origin, destination, count = (np.concatenate([getattr(pairs, name), getattr(new, name)]) for name in ("origin", "destination", "count"))
+    order = np.lexsort((destination, origin))
+    return FlowTable(pairs.geocodes, origin[order], destination[order], count[order], pairs.block)
+
+
+def in_universe(name: str, pairs: FlowTable) -> np.ndarray:
+    """Which of ``chosen_pairs`` belong to a universe [num_pairs]."""
+    inside = pairs.count > UNIVERSES[name]
+    if name == "full" and pairs.block is not None:
+        inside &= (pairs.block[pairs.origin] >= 0) & (pairs.block[pairs.origin] == pairs.block[pairs.destination])
+    return inside
+
+
+def scores_of(record: FlowRecord, region: Region, chosen: Choice) -> Scores:
+    """Scores of each decoder by universe; a universe without chosen pairs has none."""
+    pairs = chosen_pairs(region.observed(), chosen)
+    predictions = record.predict(record.embed(region), pairs)
+    return {decoder: score_universes(region, pairs, values) for decoder, values in predictions.items()}
+
+
+def score_universes(region: Region, pairs: FlowTable, predicted: np.ndarray) -> dict[str, dict[str, float]]:
+    """Scores by universe of predictions of ``chosen_pairs`` [num_pairs]."""
+    scores = {}
+    for name in universes_of(region.observed()):
+        inside = in_universe(name, pairs)
+        if inside.any():
+            scores[name] = metrics.all_scores(scored_pairs(region, pairs.select(inside), predicted[inside]))
+    return scores
+
+
+def constant_scores(constants: dict[str, float], flows: FlowTable, chosen: Choice) -> dict[str, dict[str, float]]:
+    """Scores of the constant that fits the training flows of each universe best."""
+    pairs = chosen_pairs(flows, chosen)
+    scores = {}
+    for name, constant in constants.items():
+        inside = pairs.select(in_universe(name, pairs))
+        if len(inside):
+            scores[name] = metrics.score(inside.count, np.full(len(inside), constant))
+    return scores

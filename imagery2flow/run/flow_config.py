@@ -1,0 +1,300 @@
+"""The settings of the flow stages; see ``run.config`` for how a dataclass becomes flags."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from imagery2flow.run.config import log_name, require
+from imagery2flow.run.errors import InputError
+
+UniverseName = Literal["gt10", "positive", "full"]
+SplitName = Literal["origin", "unit", "block", "pair"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TreesConfig:
+    """The LightGBM decoder.
+
+    Args:
+        num_trees: Most trees; fewer where the validation score stops improving.
+        max_depth: Deepest tree; -1 for no limit.
+        num_leaves: Most leaves per tree.
+        learning_rate: Shrinkage per tree.
+        min_leaf_pairs: Fewest pairs in a leaf.
+        feature_share: Share of the features that each tree may use. Published: 1.
+        pair_share: Share of the training pairs that each tree sees. Published: 1.
+        objective: poisson fits expected counts, l2 is the published squared error on raw counts.
+        early_stopping: Stop after this many trees without a better validation score, then fit so many on training and validation pairs together; 0 is the published fixed number of trees.
+        embeddings: Give the trees the network's embeddings of both ends, as published.
+        unit_features: Give the trees the features of both ends that the network sees. Published: not.
+        potentials: Give the trees the outflow and inflow that imagery alone predicts for both ends. Published: not.
+    """
+
+    num_trees: int = 600
+    max_depth: int = -1
+    num_leaves: int = 31
+    learning_rate: float = 0.05
+    min_leaf_pairs: int = 20
+    feature_share: float = 0.5
+    pair_share: float = 0.7
+    objective: Literal["poisson", "l2"] = "poisson"
+    early_stopping: int = 50
+    embeddings: bool = False
+    unit_features: bool = True
+    potentials: bool = True
+
+    def __post_init__(self) -> None:
+        require(self.num_trees > 0, "trees.num_trees", self.num_trees, "above 0")
+        require(self.num_leaves > 1, "trees.num_leaves", self.num_leaves, "2 or more")
+        require(self.learning_rate > 0, "trees.learning_rate", self.learning_rate, "above 0")
+        for name in ("min_leaf_pairs", "early_stopping"):
+            require(getattr(self, name) >= 0, f"trees.{name}", getattr(self, name), "0 or more")
+        for name in ("feature_share", "pair_share"):
+            require(0 < getattr(self, name) <= 1, f"trees.{name}", getattr(self, name), "above 0 and at most 1")
+
+
+@dataclass(frozen=True)
+class Place:
+    """The files of one region: its name, features, and the paths that are not where they are looked for."""
+
+    region: str
+    node_feats_path: str
+    units_path: str | None
+    flows_path: str | None
+    distance_path: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegionConfig:
+    """What stages 4 and 5 read. A path that is not given is looked for in <data_root>/<region>/; of several regions give all such paths or none.
+
+    Args:
+        node_feats_path: Table of features, one per region or one for all: geocode, 0..D-1.
+        region: Name of the region; of several, each has a graph of its own and they share the model.
+        log: Name of the OD model; its folder is <output_dir>/<log>.
+        year: Year of the flows; flows_<year>.csv is preferred to flows.csv.
+        data_root: Folder of the regions.
+        units_path: Areal units; default <data_root>/<region>/units.gpkg.
+        id_column: Column of the unit ids; default GEOID20, GEOID or geocode, whichever is there.
+        flows_path: Flows: h_geocode, w_geocode, count; a column complete_block of 1 says that between units so joined an absent pair is a zero.
+        flows_complete: Declare that every pair of units that is absent from the flows is a zero.
+        distance_path: Distances in metres between units: square (first column and header are ids) or h_geocode, w_geocode, distance_m; default great circle.
+        extra_feats: More tables of features per geocode, joined to the others by id.
+        drop_unknown_units: Leave out flows that name units which are not in the units file, instead of refusing them.
+        output_dir: Folder of the OD models.
+        device: auto, cpu, cuda, cuda:N or mps.
+    """
+
+    node_feats_path: list[str]
+    region: list[str]
+    log: str = "default"
+    year: int = 2020
+    data_root: str = "data"
+    units_path: list[str] = field(default_factory=list)
+    id_column: str | None = None
+    flows_path: list[str] = field(default_factory=list)
+    flows_complete: bool = False
+    distance_path: list[str] = field(default_factory=list)
+    extra_feats: list[str] = field(default_factory=list)
+    drop_unknown_units: bool = False
+    output_dir: str = "outputs"
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        if len(set(self.region)) != len(self.region):
+            raise InputError(f"--region {' '.join(self.region)} names a region twice; name each once")
+        for name in ("node_feats_path", "units_path", "flows_path", "distance_path"):
+            paths = getattr(self, name)
+            if len(paths) not in (0, len(self.region)) and not (name == "node_feats_path" and len(paths) == 1):
+                raise InputError(f"--{name} names {len(paths)} files for {len(self.region)} regions ({' '.join(self.region)}); give one for each")
+
+    def places(self) -> list[Place]:
+        """The regions with their files, in the order given."""
+        count = len(self.region)
+        features = self.node_feats_path * (count if len(self.node_feats_path) == 1 else 1)
+        paths = [getattr(self, name) or [None] * count for name in ("units_path", "flows_path", "distance_path")]
+        return [Place(*parts) for parts in zip(self.region, features, *paths, strict=True)]
+
+    @property
+    def name(self) -> str:
+        """The regions' names in one word."""
+        return "+".join(self.region)
+
+    @property
+    def model_dir(self) -> str:
+        """Folder of the OD model."""
+        return f"{self.output_dir}/{log_name(self.log)}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowTrainingConfig(RegionConfig):
+    """Stage 4: train the flow model of one or several regions: graph attention network, bilinear decoder and LightGBM decoder.
+
+    Args:
+        max_epochs: Most passes over the training pairs.
+        lr: Learning rate of Adam for the graph network and the bilinear decoder.
+        weight_decay: Weight decay of Adam, decoupled from the gradient (Loshchilov and Hutter 2019); 0 is plain Adam, as published.
+        sigma_lr: Learning rate of the noise scale of the balanced loss.
+        embedding_size: Width of the graph network. Published: 512.
+        num_hidden_layers: Hidden layers; the network has one more. Published: 2.
+        batch_size: Pairs per step; every step sees the whole graph.
+        warmup_epochs: Epochs over which the learning rate rises from a tenth.
+        decay_epochs: Epochs after which the learning rate drops to a tenth, again and again; 0 is never.
+        grad_norm: Largest norm of the gradient.
+        evaluate_every: Epochs between two looks at the validation pairs.
+        patience: Stop after this many epochs without a better validation score.
+        select_by: Validation score that chooses the epoch.
+        split: What is held out: origin (as published: every fifth origin), unit (pairs between new units only), block (the same by spatial blocks), pair (at random; shows memory, not skill).
+        universe: Pairs to train on: gt10 (flows above 10, as published), positive (all observed flows), full (zeros too, where the flows are complete).
+        zeros_per_flow: Zero pairs that are drawn for each observed flow in the universe full; they are weighted, so that expectations stay right.
+        loss: poisson, the likelihood of the counts; multinomial, that of the destinations of each origin and of its outflow; balanced_mse, as published, on log2 of the counts.
+        area_feature: Add the logarithm of each unit's area to its features.
+        num_components: Principal components to which the numbered columns (an image embedding) are reduced if there are more; 0 keeps them, as published.
+        context_m: Radii in metres over which the named columns, such as the bands' means, are averaged around each unit; none is the published model.
+        dropout: Share of the features that is hidden at random in training; half that share within the network. Published: 0.
+        unit_terms: Give the bilinear decoder a term for the origin and one for the destination; the published one has none.
+        pair_distance: Give the bilinear decoder a term for the pair's distance; the published one has none.
+        dual_encoder: Two graph networks, one for units as origins and one for units as destinations. Published: one.
+        controls: Also train what the scores are to be read against: distance alone, bands alone, images shuffled between units, an untrained encoder.
+        population_path: Tables with the population per geocode, for the stratified split.
+        population_column: Column of the population.
+        split_path: Table geocode, split (train, valid, test) to use instead of a new split.
+        trees: The LightGBM decoder.
+        seed: Seed of everything random.
+    """
+
+    max_epochs: int = 100
+    lr: float = 3e-3
+    weight_decay: float = 0.3
+    sigma_lr: float = 1e-2
+    embedding_size: int = 128
+    num_hidden_layers: int = 1
+    batch_size: int = 2048
+    warmup_epochs: int = 5
+    decay_epochs: int = 0
+    grad_norm: float = 1.0
+    evaluate_every: int = 1
+    patience: int = 30
+    select_by: Literal["rmse", "mae", "cpc"] = "cpc"
+    split: SplitName = "origin"
+    universe: UniverseName = "gt10"
+    zeros_per_flow: float = 2.0
+    loss: Literal["poisson", "multinomial", "balanced_mse"] = "poisson"
+    area_feature: bool = True
+    num_components: int = 8
+    context_m: list[float] = field(default_factory=lambda: [500.0, 1500.0, 4000.0])
+    dropout: float = 0.05
+    unit_terms: bool = True
+    pair_distance: bool = True
+    dual_encoder: bool = False
+    controls: bool = True
+    population_path: list[str] = field(default_factory=list)
+    population_column: str = "population"
+    split_path: str | None = None
+    trees: TreesConfig = field(default_factory=TreesConfig)
+    seed: int = 42
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("max_epochs", "lr", "sigma_lr", "embedding_size", "batch_size", "grad_norm", "evaluate_every", "patience"):
+            require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
+        for name in ("num_hidden_layers", "warmup_epochs", "decay_epochs", "seed", "num_components", "weight_decay", "zeros_per_flow"):
+            require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        require(0 <= self.dropout < 1, "dropout", self.dropout, "0 or more and below 1")
+        require(all(radius > 0 for radius in self.context_m), "context_m", self.context_m, "above 0")
+        if self.loss == "balanced_mse" and self.universe == "full":
+            raise InputError("--loss balanced_mse takes the logarithm of counts and --universe full holds zeros; use --loss poisson or multinomial")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowTestConfig(RegionConfig):
+    """Stage 5: predict the flows of another region with a trained flow model; scores where flows are known.
+
+    Args:
+        all_pairs: Predict every pair of units, not only those with an observed flow; always so without flows.
+        top_k: Of the predicted pairs of each origin write only the k largest; 0 writes all.
+        min_flow: Write only predictions of at least so many commuters.
+        origin_totals_path: Table of known outflows per geocode, or of population with --origin_totals share: predictions of each origin are scaled to it.
+        origin_totals_column: Column of that table.
+        origin_totals: outflow: each origin's predictions sum to the value; share: outflows are proportional to it and their sum is the predicted one.
+        table_format: Format of the prediction tables.
+        embedding_size: Width of the graph network; checked against the model if given.
+        num_hidden_layers: Hidden layers; checked against the model if given.
+        max_epochs: Accepted because the published command names it; testing trains nothing.
+        lr: Accepted because the published command names it; testing trains nothing.
+    """
+
+    all_pairs: bool = False
+    top_k: int = 0
+    min_flow: float = 0.0
+    origin_totals_path: str | None = None
+    origin_totals_column: str = "outflow"
+    origin_totals: Literal["outflow", "share"] = "outflow"
+    table_format: Literal["csv", "parquet"] = "csv"
+    embedding_size: int | None = None
+    num_hidden_layers: int | None = None
+    max_epochs: int | None = None
+    lr: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.region) > 1:
+            raise InputError(f"--region {' '.join(self.region)} names {len(self.region)} regions; test one at a time")
+        for name in ("top_k", "min_flow"):
+            require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(FlowTrainingConfig):
+    """Score models on every combination of split and universe, over several seeds, beside their controls.
+
+    Args:
+        splits: What is held out; city holds out --test_region.
+        universes: Pairs that are trained and scored on.
+        seeds: Number of repetitions, each with another split and other random numbers; the first is --seed.
+        test_region: Those of --region that are held out whole in the split city, and left out of every other.
+        baselines: Further predictors: gravity, radiation, deep_gravity, gmel.
+        breakdowns: Also write the scores by origin, by distance, by volume, and the calibration.
+    """
+
+    splits: list[str] = field(default_factory=lambda: ["origin"])
+    universes: list[str] = field(default_factory=lambda: ["gt10"])
+    seeds: int = 3
+    test_region: list[str] = field(default_factory=list)
+    baselines: list[str] = field(default_factory=list)
+    breakdowns: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.seeds > 0, "seeds", self.seeds, "above 0")
+        for name, known in (
+            ("splits", ("origin", "unit", "block", "city", "pair")),
+            ("universes", ("gt10", "positive", "full")),
+            ("baselines", ("gravity", "radiation", "deep_gravity", "gmel")),
+            ("test_region", tuple(self.region)),
+        ):
+            for value in getattr(self, name):
+                require(value in known, name, value, f"among {', '.join(known)}")
+        if ("city" in self.splits) != bool(self.test_region):
+            raise InputError("--splits city and --test_region go together: name the regions to hold out whole")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResultsConfig:
+    """Print every score of a flow model as one table.
+
+    Args:
+        log: Name of the OD model; its folder is <output_dir>/<log>.
+        output_dir: Folder of the OD models.
+        data_root: Folder of the regions; a generated metro's law.csv there adds the best reachable score.
+    """
+
+    log: str = "default"
+    output_dir: str = "outputs"
+    data_root: str = "data"
+
+    @property
+    def model_dir(self) -> str:
+        """Folder of the OD model."""
+        return f"{self.output_dir}/{log_name(self.log)}"
