@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from imagery2flow.run.cli import parse_config
 from imagery2flow.run.config import MapConfig, SyntheticConfig
-from imagery2flow.run.flow_config import ResultsConfig
+from imagery2flow.run.flow_config import EvaluateConfig, ResultsConfig
 from imagery2flow.run.stage import run_stage
 
 
@@ -22,9 +22,17 @@ def synthetic(argv: Sequence[str]) -> int:
 def results(argv: Sequence[str]) -> int:
     """Prints every score of a flow model as one table."""
     config = parse_config("python -m imagery2flow results", ResultsConfig, argv)
-    from imagery2flow.flows.evaluate import collect_results
+    from imagery2flow.flows.results import collect_results  # after parsing: --help answers at once
 
     return run_stage("results", config, collect_results)
+
+
+def evaluate(argv: Sequence[str]) -> int:
+    """Scores models on splits and universes over several seeds, beside their controls."""
+    config = parse_config("python -m imagery2flow evaluate", EvaluateConfig, argv)
+    from imagery2flow.flows import evaluate as work
+
+    return run_stage("evaluate", config, work.evaluate)
 
 
 def flow_map(argv: Sequence[str]) -> int:
@@ -35,7 +43,12 @@ def flow_map(argv: Sequence[str]) -> int:
     return run_stage("map", config, draw_map)
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"synthetic": synthetic, "results": results, "map": flow_map}
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "synthetic": synthetic,
+    "evaluate": evaluate,
+    "results": results,
+    "map": flow_map,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

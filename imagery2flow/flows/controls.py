@@ -13,19 +13,15 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-import numpy as np
-
 from imagery2flow.flows.region import Region
 from imagery2flow.run.device import random_numbers
-from imagery2flow.run.flow_config import FlowTrainingConfig
+from imagery2flow.run.flow_config import FlowTrainingConfig, TreesConfig
 from imagery2flow.run.stage import Ledger
 
 MODEL, DISTANCE, BANDS, SHUFFLED, UNTRAINED = "model", "distance only", "band statistics", "shuffled images", "untrained encoder"
 CONTROLS = (DISTANCE, BANDS, SHUFFLED, UNTRAINED)
 SHUFFLE = 6  # purpose of random numbers
 STATISTICS = ("_mean", "_std")  # endings of the columns that stage 3 adds to the encoder's
-# The trees of the band statistics: fixed in number, so that they need no validation pairs and train on those too.
-PLAIN_TREES = {"num_trees": 300, "early_stopping": 0, "feature_share": 1.0, "pair_share": 1.0, "embeddings": False, "potentials": False}
 
 
 @dataclass(frozen=True)
@@ -72,7 +68,7 @@ def settings(name: str, config: FlowTrainingConfig) -> FlowTrainingConfig:
     """The settings of a control."""
     if name in (SHUFFLED, UNTRAINED):
         return config
-    trees = dataclasses.replace(config.trees, **PLAIN_TREES, unit_features=name == BANDS)
+    trees = TreesConfig(num_trees=300, feature_share=1.0, pair_share=1.0, potentials=False, unit_features=name == BANDS)
     return dataclasses.replace(config, trees=trees, context_m=[], area_feature=name == BANDS)
 
 
@@ -92,7 +88,7 @@ def as_seen(name: str, region: Region, seed: int) -> Region | None:
             return None
         for number, units in enumerate(region.parts()):
             other = random_numbers(seed, SHUFFLE, number).permutation(units)
-            embeddings[np.ix_(units, image)] = region.embeddings[np.ix_(other, image)]
+            embeddings[units[:, None], image] = region.embeddings[other[:, None], image]
     else:
         if region.untrained is None:
             return None
@@ -102,4 +98,6 @@ def as_seen(name: str, region: Region, seed: int) -> Region | None:
 
 def keep_columns(region: Region, numbers: list[int]) -> Region:
     """A region with some of its columns."""
-    return dataclasses.replace(region, columns=tuple(region.columns[number] for number in numbers), embeddings=region.embeddings[:, numbers])
+    return dataclasses.replace(
+        region, columns=tuple(region.columns[number] for number in numbers), embeddings=region.embeddings[:, numbers]
+    )

@@ -76,9 +76,7 @@ class FlowTrees:
 
     def predict(self, inputs: PairInputs, pairs: FlowTable, distance: np.ndarray) -> np.ndarray:
         """Predicted flows of pairs, 0 or more [num_pairs]; in blocks, so that memory does not grow with the number of pairs."""
-        parts = [
-            self.booster.predict(inputs.columns(pairs.select(block), distance[block], self.columns)) for block in blocks(len(pairs))
-        ]
+        parts = [self.booster.predict(inputs.columns(pairs.select(block), distance[block], self.columns)) for block in blocks(len(pairs))]
         return np.maximum(np.concatenate(parts), 0.0) if parts else np.zeros(0)
 
 
@@ -95,9 +93,7 @@ class TreeData:
         return lightgbm.Dataset(self.columns[:, chosen], self.count, weight=self.weight, reference=reference)
 
 
-def fit_trees(
-    train: TreeData, valid: TreeData, together: TreeData | None, config: TreesConfig, seed: int, num_threads: int
-) -> FlowTrees:
+def fit_trees(train: TreeData, valid: TreeData, together: TreeData | None, config: TreesConfig, seed: int, num_threads: int) -> FlowTrees:
     """Fits the trees; with early stopping, then again as many on all pairs and on the columns that were of use.
 
     The result depends on the data and the seed only: histograms are summed in a fixed order.
@@ -116,9 +112,7 @@ def fit_trees(
     if not config.early_stopping:
         return FlowTrees(lightgbm.train(parameters, training_set, config.num_trees), every)
     stop: list[Callable[..., Any]] = [lightgbm.early_stopping(config.early_stopping, verbose=False)]
-    booster = lightgbm.train(
-        parameters, training_set, config.num_trees, valid_sets=[valid.dataset(every, training_set)], callbacks=stop
-    )
+    booster = lightgbm.train(parameters, training_set, config.num_trees, valid_sets=[valid.dataset(every, training_set)], callbacks=stop)
     if together is None:
         return FlowTrees(booster, every)
     used = np.flatnonzero(booster.feature_importance("split") > 0)

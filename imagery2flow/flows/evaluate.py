@@ -1,96 +1,193 @@
-"""One table of everything that a flow model was scored on: held-out origins of its own region, and other cities.
+"""Every combination asked for of split, universe and predictor, over several seeds, as one table with mean and standard deviation.
 
-For a generated metro (``law.csv`` beside its flows) the table also holds the best score that any predictor can reach.
+A trial is one split, universe and seed: the model, its controls and the baselines are fitted to the same training pairs and scored on the same test pairs.
+Another seed is another split and other random numbers; in the split ``city``, where the test pairs are given, only other numbers.
+
+Writes ``<output_dir>/<log>/``: evaluation.csv (mean and deviation), trials.csv (every score), metrics.json, breakdown_<kind>.csv, run.json.
 """
 
 from __future__ import annotations
 
-import json
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 
 from imagery2flow.flows import metrics
-from imagery2flow.flows.table import UNIVERSES
-from imagery2flow.run.errors import MissingInputError
-from imagery2flow.run.files import read_table, write_table
-from imagery2flow.run.flow_config import ResultsConfig
+from imagery2flow.flows.breakdown import by_distance, by_origin, by_volume, calibration
+from imagery2flow.flows.controls import MODEL, as_seen, variants
+from imagery2flow.flows.learning import learn
+from imagery2flow.flows.region import Region, join_regions, load_place
+from imagery2flow.flows.results import markdown
+from imagery2flow.flows.scoring import scored_pairs
+from imagery2flow.flows.splits import Split, check_split, draw_split, label_ranked
+from imagery2flow.flows.table import FlowTable
+from imagery2flow.flows.training import region_population
+from imagery2flow.run.device import choose_device, deterministic_on_cpu
+from imagery2flow.run.files import check_output_folder, write_json, write_table
+from imagery2flow.run.flow_config import EvaluateConfig, UniverseName
 from imagery2flow.run.stage import Ledger
-from imagery2flow.sources.synthetic import best_prediction
 
-PREDICTORS = ("bilinear", "lightgbm", "constant", "best reachable")
-Scores = dict[str, dict[str, dict[str, float]]]  # predictor -> universe -> score
+SHOWN = ("cpc", "skill", "cpc_off_diagonal", "rmse", "mae", "cpl", "jsd_flow", "jsd_distance", "r_log")
+# Four in five train, one chooses when to stop: the test pairs are another city's.
+OF_FIVE_WITHOUT_TEST = ("train",) * 4 + ("valid",)
+PLACE = ["split", "universe", "predictor"]
 
 
-def collect_results(config: ResultsConfig, ledger: Ledger) -> Path:
-    """Gathers, prints and writes ``<output_dir>/<log>/results.csv``; returns the path of the run file.
+@dataclass(frozen=True)
+class Trial:
+    """What one row of scores comes from.
+
+    Attributes:
+        name: Of the split.
+        universe: Pairs that are trained and scored on.
+        seed: Of the split and of everything random.
+        source: Region that is trained on.
+        target: Region that is tested on.
+        split: What is trained on and, within one region, tested.
+    """
+
+    name: str
+    universe: UniverseName
+    seed: int
+    source: Region
+    target: Region
+    split: Split
+
+    def test_pairs(self) -> FlowTable:
+        """The pairs that are scored."""
+        pairs = self.target.observed().universe(self.universe)
+        return pairs if self.name == "city" else pairs.select(self.split.of(pairs) == "test")
+
+
+def evaluate(config: EvaluateConfig, ledger: Ledger) -> Path:
+    """Runs all trials and returns the path of the run file.
 
     Raises:
-        MissingInputError: The model has no scores.
+        InputError: A file cannot be used, a split is empty, or a universe is not supported by a flow table.
     """
+    check_output_folder(config.output_dir, "--output_dir")
+    device = choose_device(config.device)
+    rows: list[pd.DataFrame] = []
+    details: dict[str, list[pd.DataFrame]] = {}
+    for trial in trials(config, ledger):
+        settings = dataclasses.replace(config, seed=trial.seed, universe=trial.universe)
+        table, parts = run_trial(settings, trial, ledger, device)
+        rows.append(table)
+        for kind, part in parts.items():
+            details.setdefault(kind, []).append(part)
+        best = table.sort_values("cpc").iloc[-1]
+        ledger.say(
+            f"{trial.name}, {trial.universe}, seed {trial.seed}: {len(table)} predictors, best {best.predictor} with CPC {best.cpc:.3f}"
+        )
+    scores = pd.concat(rows, ignore_index=True)
+    summary = summarise(scores)
     folder = Path(config.model_dir)
-    paths = [path for path in (folder / "metrics.json", *sorted(folder.glob("*/metrics.json"))) if path.is_file()]
-    if not paths:
-        raise MissingInputError(f"{folder} holds no metrics.json; train and test a model with that --log and --output_dir first")
-    ledger.came_in["files of scores"] = len(paths)
-    parts = []
-    for path in paths:
-        ledger.reads(path)
-        run = json.loads((path.parent / "run.json").read_text())["config"]
-        scores: Scores = json.loads(path.read_text())
-        law_path = Path(config.data_root) / run["region"] / "law.csv"
-        if law_path.is_file():
-            scores["best reachable"] = reachable_scores(law_path, path.parent)
-        parts.append(region_rows(run, scores, "held-out origins" if path.parent == folder else "another city"))
-    table = pd.concat(parts, ignore_index=True)
-    write_table(folder / "results.csv", table)
-    print(as_markdown(table))
-    ledger.went_out["rows"] = len(table)
-    return folder / "results_run.json"
+    write_table(folder / "trials.csv", scores)
+    write_table(folder / "evaluation.csv", summary)
+    write_json(folder / "metrics.json", as_json(summary))
+    for kind, parts_of in details.items():
+        write_table(folder / f"breakdown_{kind}.csv", pd.concat(parts_of, ignore_index=True))
+    print(markdown(shown_table(summary)))
+    ledger.went_out["trials"] = len(rows)
+    ledger.note(f"evaluation.csv, trials.csv, metrics.json and the breakdowns are in {folder}")
+    return folder / "run.json"
 
 
-def region_rows(run: dict[str, Any], scores: Scores, tested_on: str) -> pd.DataFrame:
-    """One row per predictor and universe."""
-    place = {"region": run["region"], "year": run["year"], "tested on": tested_on}
-    return pd.DataFrame(
-        [
-            place | {"pairs": universe, "predictor": name} | {key: by_universe[universe][key] for key in ("num_pairs", *metrics.SCORES)}
-            for universe in UNIVERSES
-            for name in sorted(scores, key=PREDICTORS.index)
-            if universe in (by_universe := scores[name])
-        ]
-    )
+def trials(config: EvaluateConfig, ledger: Ledger) -> Iterator[Trial]:
+    """Every combination of split, universe and seed; all are checked before the first is run."""
+    regions = {place.region: load_place(config, place, ledger, flows_required=True) for place in config.places()}
+    source = join_regions([region for name, region in regions.items() if name not in config.test_region])
+    target = join_regions([regions[name] for name in config.test_region]) if config.test_region else source
+    population = region_population(dataclasses.replace(config, population_path=config.population_path), source, ledger)
+    found = []
+    for name in config.splits:
+        for universe in config.universes:
+            for seed in range(config.seed, config.seed + config.seeds):
+                split = city_split(source, seed) if name == "city" else draw_split(name, source, population, seed)
+                trial = Trial(name, universe, seed, source, target if name == "city" else source, split)
+                if name != "city":
+                    check_split(split, source.observed().universe(universe), universe)
+                assert len(trial.test_pairs())
+                found.append(trial)
+    return iter(found)
 
 
-def reachable_scores(law_path: Path, folder: Path) -> dict[str, dict[str, float]]:
-    """Scores of the law's own mean on the pairs that were scored: the best that any predictor can reach.
-
-    Args:
-        law_path: The mean flow of every pair: h_geocode, w_geocode, mean.
-        folder: Folder of the predictions; those of the model's own region say in a column ``split`` which pairs were held out.
-    """
-    ids = ("h_geocode", "w_geocode")
-    tables = sorted(folder.glob("predictions_bilinear.*"))
-    pairs = read_table(tables[0], "predictions", ids).dropna(subset=["count"])
-    if "split" in pairs:
-        pairs = pairs[pairs.split == "test"]
-    pairs = pairs.merge(read_table(law_path, "law", ids)[[*ids, "mean"]], on=list(ids), validate="one_to_one")
-    observed, mean = pairs["count"].to_numpy(np.float64), pairs["mean"].to_numpy(np.float64)
-    chosen = {name: observed > minimum for name, minimum in UNIVERSES.items()}
-    return {
-        name: metrics.score(observed[mask], best_prediction(mean[mask], UNIVERSES[name])) for name, mask in chosen.items() if mask.any()
-    }
+def city_split(source: Region, seed: int) -> Split:
+    """Training and validation units for a test in another city: pairs that touch a validation unit are validated on."""
+    label = np.full(len(source.graph.geocodes), "", dtype=object)
+    random = np.random.default_rng(seed)
+    for units in source.parts():
+        label[units] = label_ranked(np.full(len(units), np.nan), OF_FIVE_WITHOUT_TEST, random)
+    return Split("unit", label, seed)
 
 
-def as_markdown(table: pd.DataFrame) -> str:
-    """A table in Markdown: counts whole, CPC with three digits, commuters with two."""
-    shown = table.drop(columns="num_pairs")
-    shown.insert(list(table.columns).index("predictor"), "number", table["num_pairs"].map("{:,.0f}".format))
-    for name in metrics.SCORES:
-        shown[name] = table[name].map(f"{{:.{3 if name == 'cpc' else 2}f}}".format)
-    shown = shown.astype(str).rename(columns=dict(zip(metrics.SCORES, (name.upper() for name in metrics.SCORES), strict=True)))
-    widths = [max(len(column), *shown[column].str.len()) for column in shown]
-    lines = [shown.columns, ["-" * width for width in widths], *shown.to_numpy()]
-    return "\n".join("| " + " | ".join(f"{cell:{width}}" for cell, width in zip(line, widths, strict=True)) + " |" for line in lines)
+def run_trial(config: EvaluateConfig, trial: Trial, ledger: Ledger, device: torch.device) -> tuple[pd.DataFrame, dict[str, pd.DataFrame]]:
+    """Fits and scores every predictor of a trial; returns their scores, and the breakdowns by kind."""
+    pairs = trial.test_pairs()
+    predictions: dict[str, np.ndarray] = {}
+    constant = 0.0
+    quiet = Ledger(ledger.stage, quiet=True)
+    for variant in variants(config, trial.source, quiet):
+        record = learn(variant.config, variant.region, trial.split, quiet, device, variant.network).record
+        seen = variant.region if trial.target is trial.source else as_seen(variant.name, trial.target, config.seed)
+        if variant.name == MODEL:
+            constant = record.constant[trial.universe]
+        if seen is None:
+            ledger.note(f"no row {variant.name}: {trial.target.name} lacks the columns that it reads")
+            continue
+        with deterministic_on_cpu(device):
+            found = record.predict(record.embed(seen), pairs)
+        predictions |= {variant.row(decoder): values for decoder, values in found.items()}
+    predictions["constant"] = np.full(len(pairs), constant)
+    place = {"split": trial.name, "universe": trial.universe, "seed": trial.seed}
+    level = metrics.cpc(pairs.count, predictions["constant"])
+    rows: list[dict[str, object]] = []
+    details: dict[str, list[pd.DataFrame]] = {"origin": [], "distance": [], "volume": [], "calibration": []}
+    for name, values in predictions.items():
+        scored = scored_pairs(trial.target, pairs, values)
+        rows.append(place | {"predictor": name} | metrics.all_scores(scored, level))
+        if config.breakdowns:
+            ids = np.array(pairs.geocodes, dtype=object)[pairs.origin]
+            tables = {
+                "origin": by_origin(ids, scored),
+                "distance": by_distance(scored),
+                "volume": by_volume(scored),
+                "calibration": calibration(scored),
+            }
+            for kind, table in tables.items():
+                details[kind].append(table.assign(**place, predictor=name))
+    return pd.DataFrame(rows), {kind: pd.concat(tables, ignore_index=True) for kind, tables in details.items() if tables}
+
+
+def summarise(scores: pd.DataFrame) -> pd.DataFrame:
+    """Mean and standard deviation (of the sample) over the seeds, in the order in which predictors came: columns <score> and <score>_std."""
+    grouped = scores.drop(columns="seed").groupby(PLACE, sort=False)
+    mean, spread = grouped.mean(), grouped.std(ddof=1)
+    table = mean.join(spread.drop(columns="num_pairs").add_suffix("_std"))
+    table.insert(0, "seeds", grouped.size())
+    return table.reset_index()
+
+
+def as_json(summary: pd.DataFrame) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
+    """Split -> universe -> predictor -> score."""
+    nested: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
+    for row in summary.to_dict("records"):
+        split, universe, predictor = (str(row.pop(name)) for name in PLACE)
+        nested.setdefault(split, {}).setdefault(universe, {})[predictor] = row
+    return nested
+
+
+def shown_table(summary: pd.DataFrame) -> pd.DataFrame:
+    """What is printed: mean and deviation of the main scores, as text."""
+    shown = summary[PLACE].copy()
+    shown["pairs"] = summary["num_pairs"].map("{:,.0f}".format)
+    for name in SHOWN:
+        digits = 2 if name in ("rmse", "mae") else 3
+        spread = summary[f"{name}_std"].map(lambda value, digits=digits: "" if np.isnan(value) else f" ±{value:.{digits}f}")
+        shown[name] = summary[name].map(f"{{:.{digits}f}}".format) + spread
+    return shown

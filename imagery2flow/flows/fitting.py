@@ -11,7 +11,6 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -20,8 +19,8 @@ from imagery2flow.flows import metrics
 from imagery2flow.flows.model import BalancedMSE, FlowModel, multinomial_loss, poisson_loss
 from imagery2flow.flows.record import build_model, flow_range_of, to_flow
 from imagery2flow.flows.region import Region
-from imagery2flow.flows.scaling import Scaling
 from imagery2flow.flows.sampling import PairSample
+from imagery2flow.flows.scaling import Scaling
 from imagery2flow.run.device import generator, seeded
 from imagery2flow.run.errors import InputError
 from imagery2flow.run.flow_config import FlowTrainingConfig

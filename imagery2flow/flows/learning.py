@@ -54,7 +54,9 @@ def learn(config: FlowTrainingConfig, region: Region, split: Split, ledger: Ledg
         InputError: The training diverged.
     """
     scaling = fit_scaling(region, config.area_feature, config.num_components, config.context_m)
-    ledger.say(f"{len(region.columns):,} columns of features, of which the network sees {scaling.in_dim:,} after reduction and with the surroundings")
+    ledger.say(
+        f"{len(region.columns):,} columns of features, of which the network sees {scaling.in_dim:,} after reduction and with the surroundings"
+    )
     pairs = region.observed().universe(config.universe)
     label = split.of(pairs)
     train, valid = (pairs.select(label == name) for name in ("train", "valid"))
@@ -109,10 +111,14 @@ def fit_tree_decoder(
     for pairs in (train, together) if config.trees.early_stopping else (train,):
         random = random_numbers(config.seed, POTENTIALS)
         potential = fit_potentials(features, pairs, random) if config.trees.potentials else None
-        inputs = Embedder(model, scaling, potential, config.trees, device).embed(region, None if potential is None else potential.crossed).inputs
+        inputs = (
+            Embedder(model, scaling, potential, config.trees, device).embed(region, None if potential is None else potential.crossed).inputs
+        )
         potentials.append(potential)
         sample = draw_sample(config, pairs)
-        data.append(TreeData(inputs.columns(sample.pairs, scaling.relative_distance(region, sample.pairs)), sample.pairs.count, sample.weight))
+        data.append(
+            TreeData(inputs.columns(sample.pairs, scaling.relative_distance(region, sample.pairs)), sample.pairs.count, sample.weight)
+        )
         if pairs is train:
             check = TreeData(inputs.columns(valid, scaling.relative_distance(region, valid)), valid.count)
     trees = fit_trees(data[0], check, data[1] if len(data) > 1 else None, config.trees, config.seed, torch.get_num_threads())

@@ -51,7 +51,7 @@ class Process:
 
 
 def kernel(left: np.ndarray, right: np.ndarray, variance: float, length: float) -> np.ndarray:
-    """v exp(-|x - z|^2 / 2 l^2): [num_left, dim], [num_right, dim] -> [num_left, num_right]."""
+    """V exp(-|x - z|^2 / 2 l^2): [num_left, dim], [num_right, dim] -> [num_left, num_right]."""
     return variance * np.exp(-0.5 * cdist(left, right, "sqeuclidean") / length**2)
 
 

@@ -12,18 +12,20 @@ from pathlib import Path
 import numpy as np
 
 from imagery2flow.flows import metrics
-from imagery2flow.flows.graph import RegionGraph
-from imagery2flow.flows.record import EmbeddedRegion, FlowRecord, load_record
+from imagery2flow.flows.controls import CONTROLS, SHUFFLED, UNTRAINED, as_seen
+from imagery2flow.flows.outflow import RegionPredictor, largest_destinations
+from imagery2flow.flows.record import FlowRecord, load_record
 from imagery2flow.flows.region import Region, load_region
+from imagery2flow.flows.scoring import Choice, Scores, chosen_pairs, score_universes, scores_of
+from imagery2flow.flows.splits import read_unit_column
 from imagery2flow.flows.table import FlowTable
-from imagery2flow.flows.training import constant_scores
+from imagery2flow.flows.training import CONTROLS_FOLDER
 from imagery2flow.run.device import choose_device, deterministic_on_cpu
 from imagery2flow.run.errors import InputError
 from imagery2flow.run.files import TableWriter, write_json
 from imagery2flow.run.flow_config import FlowTestConfig
 from imagery2flow.run.stage import Ledger
 
-DECODERS = ("bilinear", "lightgbm")
 PAIRS_PER_BLOCK = 1_000_000
 
 
@@ -36,13 +38,24 @@ def test_flows(config: FlowTestConfig, ledger: Ledger) -> Path:
     record = load_record(Path(config.model_dir), choose_device(config.device))
     check_model(config, record, ledger)
     region = load_region(config, ledger, flows_required=False)
-    folder = Path(config.model_dir) / f"{config.region}_{config.year}"
+    folder = Path(config.model_dir) / f"{region.name}_{config.year}"
     with deterministic_on_cpu(record.device):
-        observed, predictions = write_predictions(config, record, record.embed(region), folder)
+        predictor = RegionPredictor(record, record.embed(region))
+        if config.origin_totals_path is not None:
+            totals = read_unit_column(
+                config.origin_totals_path,
+                "origin totals",
+                config.origin_totals_column,
+                "--origin_totals_column",
+                region.graph.geocodes,
+                ledger,
+            )
+            predictor = predictor.with_outflows(totals, config.origin_totals, all_pairs(region), ledger)
+        write_predictions(config, predictor, region, folder, ledger)
     (folder / "metrics.json").unlink(missing_ok=True)
     ledger.note(f"predictions are in {folder}")
-    if observed is not None:
-        score(config, record, region.graph, observed, predictions, folder, ledger)
+    if region.flows is not None:
+        score(config, predictor, region, folder, ledger)
     return folder / "run.json"
 
 
@@ -67,68 +80,85 @@ def check_model(config: FlowTestConfig, record: FlowRecord, ledger: Ledger) -> N
         ledger.note("--max_epochs and --lr are without effect here: testing trains nothing")
 
 
-def pairs_to_predict(config: FlowTestConfig, region: Region) -> Iterator[FlowTable]:
-    """The pairs to predict, in blocks: those with an observed flow, or every pair of units."""
-    observed = None if region.flows is None else region.flows.universe("positive")
-    if observed is not None and not config.all_pairs:
-        yield observed
-        return
+def all_pairs(region: Region) -> Iterator[FlowTable]:
+    """Every pair of units in blocks of whole origins; counts where they are known, else NaN."""
     num_units = len(region.graph.geocodes)
+    observed = None if region.flows is None else region.flows.universe("positive")
     origins_per_block = max(1, PAIRS_PER_BLOCK // num_units)
     for start in range(0, num_units, origins_per_block):
         origins = np.arange(start, min(start + origins_per_block, num_units))
         origin, destination = np.repeat(origins, num_units), np.tile(np.arange(num_units), len(origins))
         count = np.full(len(origin), np.nan)
+        if region.flows is not None and region.flows.block is not None:
+            block = region.flows.block
+            count[(block[origin] >= 0) & (block[origin] == block[destination])] = 0.0
         if observed is not None:
             known = observed.select((observed.origin >= origins[0]) & (observed.origin <= origins[-1]))
             count[(known.origin - start) * num_units + known.destination] = known.count
         yield FlowTable(region.graph.geocodes, origin, destination, count)
 
 
-def write_predictions(
-    config: FlowTestConfig, record: FlowRecord, embedded: EmbeddedRegion, folder: Path
-) -> tuple[FlowTable | None, dict[str, np.ndarray]]:
-    """Predicts and writes block by block; returns the observed pairs and their predictions for scoring."""
-    kept: list[FlowTable] = []
-    values: dict[str, list[np.ndarray]] = {name: [] for name in DECODERS}
-    paths = {name: folder / f"predictions_{name}.{config.table_format}" for name in DECODERS}
-    with TableWriter(paths["bilinear"]) as bilinear, TableWriter(paths["lightgbm"]) as lightgbm:
-        for pairs in pairs_to_predict(config, embedded.region):
-            predictions = record.predict(embedded, pairs)
-            frame = pairs.to_frame()
-            bilinear.write(frame.assign(prediction=predictions["bilinear"]))
-            lightgbm.write(frame.assign(prediction=predictions["lightgbm"]))
-            known = ~np.isnan(pairs.count)
-            kept.append(pairs.select(known))
-            for name in DECODERS:
-                values[name].append(predictions[name][known])
-    if embedded.region.flows is None:
-        return None, {}
-    parts = [np.concatenate([getattr(part, side) for part in kept]) for side in ("origin", "destination", "count")]
-    return FlowTable(embedded.region.graph.geocodes, *parts), {name: np.concatenate(parts) for name, parts in values.items()}
-
-
-def score(
-    config: FlowTestConfig,
-    record: FlowRecord,
-    graph: RegionGraph,
-    observed: FlowTable,
-    predictions: dict[str, np.ndarray],
-    folder: Path,
-    ledger: Ledger,
-) -> None:
-    """Scores the predictions, leaving out origins that the model was trained or chosen on."""
-    seen = record.has_learned(graph)
-    fair = ~seen[observed.origin]
-    if seen.any():
+def write_predictions(config: FlowTestConfig, predictor: RegionPredictor, region: Region, folder: Path, ledger: Ledger) -> None:
+    """Predicts and writes block by block: the pairs with an observed flow, or every pair of units."""
+    whole = config.all_pairs or region.flows is None or config.origin_totals_path is not None
+    if whole and predictor.record.config["universe"] == "gt10":
         ledger.note(
-            f"{int((~fair).sum()):,} flows begin in units that the model was trained or chosen on; scores are of the other {int(fair.sum()):,}"
+            "the model was trained on flows above 10 and says how many commute given that more than 10 do: for a whole matrix train with --universe full or positive"
         )
-    if not fair.any():
+    paths = {name: folder / f"predictions_{name}.{config.table_format}" for name in ("bilinear", "lightgbm")}
+    written = 0
+    with TableWriter(paths["bilinear"]) as bilinear, TableWriter(paths["lightgbm"]) as lightgbm:
+        for pairs in all_pairs(region) if whole else [region.observed().universe("positive")]:
+            for name, values in predictor.predict(pairs).items():
+                kept = values >= config.min_flow
+                if config.top_k:
+                    kept &= largest_destinations(pairs.origin, values, config.top_k)
+                chosen = pairs.select(np.flatnonzero(kept)) if not kept.all() else pairs
+                (bilinear if name == "bilinear" else lightgbm).write(chosen.to_frame(categorical=True).assign(prediction=values[kept]))
+                written += len(chosen)
+    ledger.went_out["predictions written"] = written
+
+
+def score(config: FlowTestConfig, predictor: RegionPredictor, region: Region, folder: Path, ledger: Ledger) -> None:
+    """Scores the predictions and those of the controls, leaving out pairs that the model was trained or chosen on."""
+    record = predictor.record
+
+    def fair(pairs: FlowTable) -> np.ndarray:
+        return ~record.has_learned(region.graph, pairs)
+
+    observed = region.observed().universe("positive")
+    seen = int((~fair(observed)).sum())
+    if seen:
+        ledger.note(
+            f"{seen:,} flows belong to units that the model was trained or chosen on; scores are of the other {len(observed) - seen:,}"
+        )
+    if seen == len(observed):
         ledger.note("no flow is left to score: predictions only")
         return
-    scores = {name: metrics.score_universes(observed.count[fair], values[fair]) for name, values in predictions.items()}
-    scores["constant"] = constant_scores(record, observed.select(fair))
+    tested = chosen_pairs(region.observed(), fair)
+    with deterministic_on_cpu(record.device):
+        scores: Scores = {
+            name: score_universes(region, tested, values, record.constant) for name, values in predictor.predict(tested).items()
+        }
+        scores |= control_scores(config, region, fair, ledger)
+    scores["constant"] = score_universes(region, tested, None, record.constant)
     write_json(folder / "metrics.json", scores)
-    ledger.went_out["flows scored"] = int(fair.sum())
-    print(metrics.format_scores(scores, f"{config.region}: predicted by the model of {record.region}"))
+    ledger.went_out["flows scored"] = len(observed) - seen
+    print(metrics.format_scores(scores, f"{region.name}: predicted by the model of {record.region}"))
+
+
+def control_scores(config: FlowTestConfig, region: Region, fair: Choice, ledger: Ledger) -> Scores:
+    """Scores of the controls that stage 4 trained beside the model."""
+    scores: Scores = {}
+    for name in CONTROLS:
+        folder = Path(config.model_dir) / CONTROLS_FOLDER / name.replace(" ", "_")
+        if not folder.is_dir():
+            continue
+        record = load_record(folder, choose_device(config.device))
+        seen = as_seen(name, region, record.config["seed"])
+        if seen is None:
+            ledger.note(f"no control with {name}: this region lacks the columns that it reads")
+            continue
+        for decoder, values in scores_of(record, seen, fair).items():
+            scores[f"{decoder}, {name}" if name in (SHUFFLED, UNTRAINED) else name] = values
+    return scores

@@ -125,11 +125,15 @@ def join_regions(regions: Sequence[Region]) -> Region:
     owner = np.concatenate([np.full(len(region.graph.geocodes), number) for number, region in enumerate(regions)])
     repeated = pd.Index(ids)[pd.Index(ids).duplicated()]
     if len(repeated):
-        raise InputError(f"the regions {' '.join(region.name for region in regions)} share {len(repeated)} ids of units ({shown(repeated)}); give each unit an id of its own")
+        raise InputError(
+            f"the regions {' '.join(region.name for region in regions)} share {len(repeated)} ids of units ({shown(repeated)}); give each unit an id of its own"
+        )
     for region in regions[1:]:
         differing = set(region.columns) ^ set(first.columns)
         if differing:
-            raise TableError(f"the features of {first.name} and {region.name} differ in the columns {shown(sorted(differing))}; embed both with one encoder")
+            raise TableError(
+                f"the features of {first.name} and {region.name} differ in the columns {shown(sorted(differing))}; embed both with one encoder"
+            )
     order = np.argsort(ids)
     place = np.empty(len(ids), dtype=np.int64)  # position in the joined region of a unit of the concatenated ones
     place[order] = np.arange(len(ids))
@@ -139,7 +143,9 @@ def join_regions(regions: Sequence[Region]) -> Region:
     names = tuple(region.name for region in regions)
     graph = join_graphs([region.graph for region in regions], positions)
     tables = [region.flows for region in regions]
-    flows = None if any(table is None for table in tables) else join_flows([region.observed() for region in regions], positions, graph.geocodes)
+    flows = (
+        None if any(table is None for table in tables) else join_flows([region.observed() for region in regions], positions, graph.geocodes)
+    )
     untrained = None
     if all(region.untrained is not None for region in regions):
         untrained = np.concatenate([region.untrained for region in regions])[order]

@@ -7,7 +7,6 @@ from collections.abc import Callable
 import numpy as np
 
 from imagery2flow.flows import metrics
-from imagery2flow.flows.learning import universes_of
 from imagery2flow.flows.metrics import ScoredPairs
 from imagery2flow.flows.record import FlowRecord
 from imagery2flow.flows.region import Region
@@ -54,25 +53,26 @@ def scores_of(record: FlowRecord, region: Region, chosen: Choice) -> Scores:
     """Scores of each decoder by universe; a universe without chosen pairs has none."""
     pairs = chosen_pairs(region.observed(), chosen)
     predictions = record.predict(record.embed(region), pairs)
-    return {decoder: score_universes(region, pairs, values) for decoder, values in predictions.items()}
+    return {decoder: score_universes(region, pairs, values, record.constant) for decoder, values in predictions.items()}
 
 
-def score_universes(region: Region, pairs: FlowTable, predicted: np.ndarray) -> dict[str, dict[str, float]]:
-    """Scores by universe of predictions of ``chosen_pairs`` [num_pairs]."""
-    scores = {}
-    for name in universes_of(region.observed()):
-        inside = in_universe(name, pairs)
-        if inside.any():
-            scores[name] = metrics.all_scores(scored_pairs(region, pairs.select(inside), predicted[inside]))
-    return scores
+def score_universes(
+    region: Region, pairs: FlowTable, predicted: np.ndarray | None, constants: dict[str, float]
+) -> dict[str, dict[str, float]]:
+    """Scores by universe.
 
-
-def constant_scores(constants: dict[str, float], flows: FlowTable, chosen: Choice) -> dict[str, dict[str, float]]:
-    """Scores of the constant that fits the training flows of each universe best."""
-    pairs = chosen_pairs(flows, chosen)
+    Args:
+        region: Where the pairs lie.
+        pairs: From ``chosen_pairs``.
+        predicted: Commuters [num_pairs]; None scores the constants themselves.
+        constants: Best constant of the training flows by universe, for the skill.
+    """
     scores = {}
     for name, constant in constants.items():
-        inside = pairs.select(in_universe(name, pairs))
-        if len(inside):
-            scores[name] = metrics.score(inside.count, np.full(len(inside), constant))
+        inside = in_universe(name, pairs)
+        if inside.any():
+            one_universe = pairs.select(inside)
+            level = np.full(len(one_universe), constant)
+            values = level if predicted is None else predicted[inside]
+            scores[name] = metrics.all_scores(scored_pairs(region, one_universe, values), metrics.cpc(one_universe.count, level))
     return scores

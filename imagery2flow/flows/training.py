@@ -20,7 +20,7 @@ from imagery2flow.flows.controls import MODEL, Variant, variants
 from imagery2flow.flows.learning import learn
 from imagery2flow.flows.record import FlowRecord, save_record
 from imagery2flow.flows.region import Region, load_region
-from imagery2flow.flows.scoring import Scores, constant_scores, scores_of
+from imagery2flow.flows.scoring import Choice, Scores, chosen_pairs, score_universes, scores_of
 from imagery2flow.flows.splits import SPLITS, Split, check_split, draw_split, read_population, read_split
 from imagery2flow.run.device import choose_device, deterministic_on_cpu, generator
 from imagery2flow.run.files import check_output_folder, write_json, write_table
@@ -55,7 +55,8 @@ def train_flows(config: FlowTrainingConfig, ledger: Ledger) -> Path:
         scores |= score_variant(variant, learned.record, split)
         if variant.name == MODEL:
             write_model_tables(folder, region, learned.record, split, learned.history)
-            scores["constant"] = constant_scores(learned.record.constant, region.observed(), test_of(split))
+            tested = chosen_pairs(region.observed(), test_of(split))
+            scores["constant"] = score_universes(region, tested, None, learned.record.constant)
     write_json(folder / "metrics.json", scores)
     ledger.went_out["test flows scored"] = int((split.of(region.observed()) == "test").sum())
     print(metrics.format_scores(scores, f"{region.name}: held out by {config.split}, trained on {config.universe}"))
@@ -109,7 +110,7 @@ def score_variant(variant: Variant, record: FlowRecord, split: Split) -> Scores:
     return {variant.row(decoder): values for decoder, values in found.items()}
 
 
-def test_of(split: Split):  # type: ignore[no-untyped-def]
+def test_of(split: Split) -> Choice:
     """The choice of test pairs."""
     return lambda pairs: split.of(pairs) == "test"
 

@@ -201,7 +201,8 @@ class TableWriter:
 
             table = pyarrow.Table.from_pandas(block, preserve_index=False)
             if self._parquet is None:
-                self._parquet = pyarrow.parquet.ParquetWriter(self._temporary, table.schema)
+                # Without Arrow's own schema ids that came as categories are read as the text that they are.
+                self._parquet = pyarrow.parquet.ParquetWriter(self._temporary, table.schema.remove_metadata(), store_schema=False)
             self._parquet.write_table(table.cast(self._parquet.schema))
         self._is_empty = False
 

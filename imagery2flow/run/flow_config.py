@@ -107,7 +107,9 @@ class RegionConfig:
         for name in ("node_feats_path", "units_path", "flows_path", "distance_path"):
             paths = getattr(self, name)
             if len(paths) not in (0, len(self.region)) and not (name == "node_feats_path" and len(paths) == 1):
-                raise InputError(f"--{name} names {len(paths)} files for {len(self.region)} regions ({' '.join(self.region)}); give one for each")
+                raise InputError(
+                    f"--{name} names {len(paths)} files for {len(self.region)} regions ({' '.join(self.region)}); give one for each"
+                )
 
     def places(self) -> list[Place]:
         """The regions with their files, in the order given."""
@@ -204,7 +206,9 @@ class FlowTrainingConfig(RegionConfig):
         require(0 <= self.dropout < 1, "dropout", self.dropout, "0 or more and below 1")
         require(all(radius > 0 for radius in self.context_m), "context_m", self.context_m, "above 0")
         if self.loss == "balanced_mse" and self.universe == "full":
-            raise InputError("--loss balanced_mse takes the logarithm of counts and --universe full holds zeros; use --loss poisson or multinomial")
+            raise InputError(
+                "--loss balanced_mse takes the logarithm of counts and --universe full holds zeros; use --loss poisson or multinomial"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,7 +263,7 @@ class EvaluateConfig(FlowTrainingConfig):
     """
 
     splits: list[str] = field(default_factory=lambda: ["origin"])
-    universes: list[str] = field(default_factory=lambda: ["gt10"])
+    universes: list[UniverseName] = field(default_factory=lambda: ["gt10"])
     seeds: int = 3
     test_region: list[str] = field(default_factory=list)
     baselines: list[str] = field(default_factory=list)
