@@ -3,6 +3,9 @@
 Writes a table with index ``geocode`` (text) and columns ``0..D-1``. Bands, view size and normalisation come from the checkpoint. The last
 columns are each band's mean and standard deviation over the unit, in the same normalised units, unless they are switched off: a contrastive
 encoder is free to forget the absolute brightness that tells a business district from a suburb.
+
+Beside it stands the same table of an encoder with random weights, ``<name>_untrained``: a model that scores no better with the trained encoder than with
+that one owes nothing to the training.
 """
 
 from __future__ import annotations
@@ -15,13 +18,16 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from imagery2flow.encoder.backbones import build_backbone
 from imagery2flow.encoder.checkpoint import check_scale, find_checkpoint, load_encoder
 from imagery2flow.imagery.patchset import PatchSet, load_patches, unit_statistics
 from imagery2flow.imagery.views import Pyramid, build_pyramid, embedding_views
 from imagery2flow.run.config import EmbeddingConfig, log_name
 from imagery2flow.run.device import make_fabric
-from imagery2flow.run.files import check_table_suffix, write_table
+from imagery2flow.run.files import check_table_suffix, untrained_path, write_table
 from imagery2flow.run.stage import Ledger
+
+UNTRAINED_SEED = 0
 
 
 def make_embeddings(config: EmbeddingConfig, ledger: Ledger) -> Path:
@@ -56,6 +62,14 @@ def make_embeddings(config: EmbeddingConfig, ledger: Ledger) -> Path:
         table[columns] = statistics
         ledger.note(f"columns 0..{vectors.shape[1] - 1} are the encoder's, {', '.join(columns)} the bands' statistics per unit")
     write_table(Path(config.output_path), table, index=True)
+    if config.untrained_control:
+        backbone, _ = build_backbone(record.resnet, len(names), record.view_size, seed=UNTRAINED_SEED)
+        with fabric.autocast():
+            untrained = embed(backbone.eval().to(fabric.device), pyramid, record.view_size, config.batch_size)
+        write_table(untrained_path(config.output_path), as_table(untrained, patches), index=True)
+        ledger.note(
+            f"{untrained_path(config.output_path)} holds what the same encoder with random weights makes of the patches, for the control"
+        )
     ledger.went_out["embeddings"] = len(patches)
     return Path(config.output_path + ".run.json")
 

@@ -13,7 +13,7 @@ from imagery2flow.flows.graph import RegionGraph, build_graph, join_graphs
 from imagery2flow.flows.table import UNKNOWN_BLOCK, FlowTable, check_unit_ids, read_flows
 from imagery2flow.imagery.units import read_units
 from imagery2flow.run.errors import Faults, InputError, MissingInputError, TableError, shown
-from imagery2flow.run.files import read_table
+from imagery2flow.run.files import read_table, untrained_path
 from imagery2flow.run.flow_config import Place, RegionConfig
 from imagery2flow.run.stage import Ledger
 
@@ -104,12 +104,6 @@ def read_untrained(path: str, embeddings: pd.DataFrame, units: pd.Index, ledger:
     if set(numbered) - set(table.columns) or table.isna().to_numpy().any():
         raise TableError(f"features {other} have other ids or columns than {path}; make both with get_img_embedding.py")
     return table[numbered].to_numpy(np.float32)
-
-
-def untrained_path(path: str | Path) -> Path:
-    """Where stage 3 writes what an untrained encoder makes of the same patches: M1.csv -> M1_untrained.csv."""
-    name, dot, suffix = Path(path).name.partition(".")
-    return Path(path).with_name(f"{name}_untrained{dot}{suffix}")
 
 
 def join_regions(regions: Sequence[Region]) -> Region:

@@ -196,6 +196,7 @@ class EmbeddingConfig:
         log: Name of the run.
         normalisation: Statistics that scale the bands: the encoder's (checkpoint), or these patches' own (patches) for imagery whose numbers are on another scale.
         band_statistics: Append each band's mean and standard deviation, scaled alike, as named columns: red_mean, red_std.
+        untrained_control: Also write <output_path>_untrained with the vectors of an encoder with random weights, a control for the flow stages.
         batch_size: Patches per forward pass.
         device: auto, cpu, cuda, cuda:N or mps.
         precision: bf16 where the device has it (auto), or one of the two.
@@ -208,6 +209,7 @@ class EmbeddingConfig:
     log: str = "default"
     normalisation: Literal["checkpoint", "patches"] = "checkpoint"
     band_statistics: bool = True
+    untrained_control: bool = True
     batch_size: int = 256
     device: str = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "fp32"

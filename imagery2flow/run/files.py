@@ -124,6 +124,12 @@ def read_table(path: str | Path, what: str, text_columns: Iterable[str | int]) -
         ) from error
 
 
+def untrained_path(path: str | Path) -> Path:
+    """Where the table stands that holds what an untrained encoder makes of the same patches: M1.csv -> M1_untrained.csv."""
+    name, dot, suffix = Path(path).name.partition(".")
+    return Path(path).with_name(f"{name}_untrained{dot}{suffix}")
+
+
 def check_table_suffix(path: str | Path, flag: str) -> None:
     """Refuses an output table whose suffix says neither CSV nor Parquet.
 
