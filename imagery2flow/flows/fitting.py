@@ -140,7 +140,8 @@ class NetworkFitting:
             order = torch.argsort(rank[origin], stable=True)
             ends = torch.cumsum(torch.unique_consecutive(rank[origin][order], return_counts=True)[1], 0)
             # Cut behind the origin with which a batch is full.
-            cuts = torch.unique(ends[torch.searchsorted(ends, torch.arange(self.config.batch_size, num_pairs, self.config.batch_size))])
+            full = torch.arange(self.config.batch_size, max(num_pairs, self.config.batch_size), self.config.batch_size)
+            cuts = torch.unique(ends[torch.searchsorted(ends, full)])
             return iter(torch.tensor_split(order, cuts[cuts < num_pairs]))
         return iter(torch.tensor_split(order, math.ceil(num_pairs / self.config.batch_size)))
 

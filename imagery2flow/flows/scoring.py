@@ -43,10 +43,11 @@ def with_flows_outside(pairs: FlowTable, flows: FlowTable) -> FlowTable:
 
 def in_universe(name: str, pairs: FlowTable) -> np.ndarray:
     """Which of ``chosen_pairs`` belong to a universe [num_pairs]."""
-    inside = pairs.count > UNIVERSES[name]
-    if name == "full" and pairs.block is not None:
-        inside &= (pairs.block[pairs.origin] >= 0) & (pairs.block[pairs.origin] == pairs.block[pairs.destination])
-    return inside
+    if name != "full":
+        return pairs.count > UNIVERSES[name]
+    if pairs.block is None:  # nothing is complete: there is no such universe
+        return np.zeros(len(pairs), dtype=bool)
+    return (pairs.block[pairs.origin] >= 0) & (pairs.block[pairs.origin] == pairs.block[pairs.destination])
 
 
 def scores_of(record: FlowRecord, region: Region, chosen: Choice) -> Scores:
