@@ -69,17 +69,16 @@ def write_region(root: Path, name: str = "town", seed: int = 0, shuffle: int | N
 
 
 def training_config(region: str = "town", **changes: Any) -> FlowTrainingConfig:
-    """Stage 4 in about a second; paths are relative to the working directory."""
-    trees = TreesConfig(num_trees=15, min_leaf_pairs=5, learning_rate=0.2, early_stopping=5)
+    """Stage 4 in about a second, without its controls; paths are relative to the working directory."""
+    trees = TreesConfig(num_trees=15, num_leaves=7, min_leaf_pairs=5, learning_rate=0.2, early_stopping=5)
     settings = {"max_epochs": 4, "lr": 0.01, "embedding_size": 8, "num_hidden_layers": 1, "batch_size": 64, "warmup_epochs": 1}
-    return FlowTrainingConfig(
-        **{"region": region, "node_feats_path": f"{region}.csv", "device": "cpu", "trees": trees, **settings, **changes}
-    )
+    files = {"region": [region], "node_feats_path": [f"{region}.csv"], "device": "cpu"}
+    return FlowTrainingConfig(**{**files, "trees": trees, "controls": False, **settings, **changes})
 
 
 def prediction_config(region: str, **changes: Any) -> FlowTestConfig:
     """Stage 5 with the model of ``training_config``."""
-    return FlowTestConfig(**{"region": region, "node_feats_path": f"{region}.csv", "device": "cpu", **changes})
+    return FlowTestConfig(**{"region": [region], "node_feats_path": [f"{region}.csv"], "device": "cpu", **changes})
 
 
 def make_flow_table(pairs: Sequence[tuple[str, str, float]], geocodes: Sequence[str]) -> FlowTable:
@@ -92,7 +91,14 @@ def make_region(seed: int = 0, flows: bool = True) -> Region:
     features = draw_features(seed)
     graph = build_graph(grid_units().set_index("GEOID20"), None, Ledger("test", quiet=True))
     table = to_flow_table(draw_flows(features, seed), GEOCODES) if flows else None
-    return Region("town", graph, tuple(features.columns), features.to_numpy(), table)
+    return Region(("town",), graph, np.zeros(NUM_UNITS, dtype=np.int64), tuple(features.columns), features.to_numpy(), table)
+
+
+def make_flows_region(flows: FlowTable, longitude: Sequence[float] | None = None) -> Region:
+    """A region without features: its flows and units in a line, ids as in ``make_line_graph``."""
+    count = len(flows.geocodes)
+    graph = make_line_graph(range(count) if longitude is None else longitude, [0.0] * count)
+    return Region(("line",), graph, np.zeros(count, dtype=np.int64), (), np.zeros((count, 0), dtype=np.float32), flows)
 
 
 def make_line_graph(longitude: Sequence[float], latitude: Sequence[float]) -> RegionGraph:

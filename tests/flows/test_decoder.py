@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from imagery2flow.flows import decoder
-from imagery2flow.flows.decoder import load_trees, pair_features, predict_trees, save_trees, train_trees
+from imagery2flow.flows.decoder import FlowTrees, PairInputs, TreeData, fit_trees, load_trees, save_trees
 from imagery2flow.flows.table import FlowTable
 from imagery2flow.run.errors import InputError, MissingInputError
 from imagery2flow.run.flow_config import TreesConfig
@@ -27,72 +27,125 @@ class Bomb:
 
 
 def draw_pairs(seed=0, num_units=12):
-    """Embeddings, every pair of units, relative distances .05, .15, ..., and counts that step at 1/2."""
+    """Columns of units, every pair of units, relative distances .05, .15, ..., and counts that step at 1/2."""
     random = np.random.default_rng(seed)
     origin, destination = (axis.reshape(-1) for axis in np.meshgrid(range(num_units), range(num_units), indexing="ij"))
     distance = (random.integers(10, size=len(origin)) + 0.5) / 10
     pairs = FlowTable(tuple(map(str, range(num_units))), origin, destination, np.where(distance < 0.5, 40.0, 5.0))
-    return random.normal(size=(num_units, 3)).astype(np.float32), pairs, distance
+    return PairInputs(random.normal(size=(num_units, 3)).astype(np.float32)), pairs, distance
+
+
+def tree_data(inputs, pairs, distance, count=None, weight=None):
+    return TreeData(inputs.columns(pairs, distance), pairs.count if count is None else count, weight)
 
 
 def fit(config=CONFIG, seed=0, num_threads=1):
-    hidden, pairs, distance = draw_pairs()
-    data = (pair_features(hidden, pairs, distance), pairs.count)
-    return train_trees(data, data, config, seed, num_threads)
+    data = tree_data(*draw_pairs())
+    return fit_trees(data, data, None, config, seed, num_threads)
 
 
-def test_features_are_origin_destination_distance():
-    hidden = np.array([[1, 2], [3, 4], [5, 6]], dtype=np.float32)
+def save_and_load(path, trees):
+    save_trees(path, trees.booster)
+    return FlowTrees(load_trees(path), trees.columns)
+
+
+def test_columns_are_origin_destination_distance():
+    inputs = PairInputs(np.array([[1, 2], [3, 4], [5, 6]], dtype=np.float32))
     pairs = FlowTable(("a", "b", "c"), np.array([2, 0]), np.array([1, 0]), np.array([9.0, 9.0]))
-    found = pair_features(hidden, pairs, np.array([0.25, 0.0]))
+    found = inputs.columns(pairs, np.array([0.25, 0.0]))
     assert found.tolist() == [[5, 6, 3, 4, 0.25], [1, 2, 1, 2, 0]]
     assert found.dtype == np.float32
+    assert inputs.num_columns == 5
+
+
+def test_potentials_stand_behind_the_distance():
+    inputs = PairInputs(np.array([[1.0], [2.0]], dtype=np.float32), np.array([[0.5, 0.25], [4.0, 8.0]]))
+    pairs = FlowTable(("a", "b"), np.array([0, 1]), np.array([1, 1]), np.array([9.0, 9.0]))
+    # Outflow of the origin, inflow of the destination, their sum.
+    assert inputs.columns(pairs, np.array([0.75, 0.0])).tolist() == [[1, 2, 0.75, 0.5, 8, 8.5], [2, 2, 0, 4, 8, 12]]
+    assert inputs.num_columns == 6
+
+
+def test_chosen_columns_are_those_of_all():
+    inputs = PairInputs(np.random.default_rng(0).normal(size=(12, 3)), np.random.default_rng(1).normal(size=(12, 2)))
+    _, pairs, distance = draw_pairs()
+    chosen = np.array([9, 0, 6, 4])
+    np.testing.assert_array_equal(inputs.columns(pairs, distance, chosen), inputs.columns(pairs, distance)[:, chosen])
 
 
 @pytest.mark.parametrize("objective", ["poisson", "l2"])
 def test_a_step_of_the_distance_is_learned(objective):
-    trees = fit(TreesConfig(num_trees=60, learning_rate=0.3, min_leaf_pairs=5, objective=objective, early_stopping=0))
-    hidden, pairs, distance = draw_pairs()
-    np.testing.assert_allclose(predict_trees(trees, hidden, pairs, distance), pairs.count, rtol=0.02)
-    assert trees.num_trees() == 60  # early stopping is off
+    settings = {"feature_share": 1.0, "pair_share": 1.0, "early_stopping": 0}
+    trees = fit(TreesConfig(num_trees=60, learning_rate=0.3, min_leaf_pairs=5, objective=objective, **settings))
+    inputs, pairs, distance = draw_pairs()
+    np.testing.assert_allclose(trees.predict(inputs, pairs, distance), pairs.count, rtol=0.02)
+    assert trees.booster.num_trees() == 60  # early stopping is off
+    assert trees.columns.tolist() == list(range(7))
 
 
 def test_early_stopping_ends_where_the_validation_score_no_longer_improves(tmp_path):
-    hidden, pairs, distance = draw_pairs()
-    features = pair_features(hidden, pairs, distance)
+    inputs, pairs, distance = draw_pairs()
     noise = np.random.default_rng(5).permutation(pairs.count)
     config = TreesConfig(num_trees=300, learning_rate=0.3, min_leaf_pairs=5, early_stopping=4)
-    trees = train_trees((features, pairs.count), (features, noise), config, 0, 1)
-    assert trees.best_iteration < 20
-    save_trees(tmp_path / "lightgbm.txt", trees)
-    loaded = load_trees(tmp_path / "lightgbm.txt")
-    assert loaded.num_trees() == trees.best_iteration
-    np.testing.assert_array_equal(predict_trees(loaded, hidden, pairs, distance), predict_trees(trees, hidden, pairs, distance))
+    trees = fit_trees(tree_data(inputs, pairs, distance), tree_data(inputs, pairs, distance, noise), None, config, 0, 1)
+    assert trees.booster.best_iteration < 20
+    loaded = save_and_load(tmp_path / "lightgbm.txt", trees)
+    assert loaded.booster.num_trees() == trees.booster.best_iteration
+    np.testing.assert_array_equal(loaded.predict(inputs, pairs, distance), trees.predict(inputs, pairs, distance))
+
+
+def test_the_second_fit_has_as_many_trees_on_the_columns_of_use_and_all_pairs(tmp_path):
+    inputs, pairs, distance = draw_pairs()
+    useless = PairInputs(np.concatenate([inputs.unit, np.ones((12, 2), dtype=np.float32)], axis=1))  # constant columns cannot be split
+    first = tree_data(useless, pairs, distance)
+    other = tree_data(useless, pairs, distance, 3 * pairs.count)
+    chosen = fit_trees(first, first, None, CONFIG, 0, 1)
+    trees = fit_trees(first, first, other, CONFIG, 0, 1)
+    used = np.flatnonzero(chosen.booster.feature_importance("split") > 0)
+    assert trees.columns.tolist() == used.tolist()
+    assert set(used) <= {0, 1, 2, 5, 6, 7, 10}
+    assert trees.booster.num_feature() == len(used)
+    assert trees.booster.num_trees() == chosen.booster.best_iteration
+    assert trees.predict(useless, pairs, distance).sum() == pytest.approx(3 * pairs.count.sum(), rel=0.1)  # it learned the other pairs
+    loaded = save_and_load(tmp_path / "lightgbm.txt", trees)
+    np.testing.assert_array_equal(loaded.predict(useless, pairs, distance), trees.predict(useless, pairs, distance))
+
+
+def test_a_weighted_pair_counts_as_so_many():
+    inputs, pairs, distance = draw_pairs()
+    counts = np.where(np.arange(len(pairs)) % 2 == 0, 0.0, 8.0)
+    weight = np.where(counts == 0, 3.0, 1.0)
+    stump = TreesConfig(num_trees=1, learning_rate=1e-9, min_leaf_pairs=5, early_stopping=0)  # predicts the mean
+    data = tree_data(inputs, pairs, distance, counts, weight)
+    found = fit_trees(data, data, None, stump, 0, 1).predict(inputs, pairs, distance)
+    np.testing.assert_allclose(found, (weight * counts).sum() / weight.sum(), rtol=1e-6)
 
 
 def test_saved_and_loaded_trees_predict_the_same(tmp_path):
-    trees, (hidden, pairs, distance) = fit(), draw_pairs()
-    save_trees(tmp_path / "lightgbm.txt", trees)
-    loaded = load_trees(tmp_path / "lightgbm.txt")
-    np.testing.assert_array_equal(predict_trees(loaded, hidden, pairs, distance), predict_trees(trees, hidden, pairs, distance))
+    trees, (inputs, pairs, distance) = fit(), draw_pairs()
+    loaded = save_and_load(tmp_path / "lightgbm.txt", trees)
+    np.testing.assert_array_equal(loaded.predict(inputs, pairs, distance), trees.predict(inputs, pairs, distance))
     assert (tmp_path / "lightgbm.txt").read_text().startswith("tree\n")
 
 
 def test_the_same_data_and_seed_give_the_same_trees(tmp_path):
     texts = []
-    for number, (seed, threads) in enumerate([(3, 2), (3, 2), (3, 1)]):
+    for number, (seed, threads) in enumerate([(3, 2), (3, 2), (3, 1), (4, 1)]):
         few = TreesConfig(num_trees=5, min_leaf_pairs=5, early_stopping=0)
-        save_trees(tmp_path / f"{number}.txt", fit(few, seed, threads))
+        save_trees(tmp_path / f"{number}.txt", fit(few, seed, threads).booster)
         texts.append((tmp_path / f"{number}.txt").read_bytes())
     assert texts[0] == texts[1]
     assert texts[0].replace(b"[num_threads: 2]", b"") == texts[2].replace(b"[num_threads: 1]", b"")
+    assert texts[2].split(b"parameters:")[0] != texts[3].split(b"parameters:")[0]  # the shares are drawn by the seed
 
 
 def test_settings_reach_the_trees(tmp_path):
-    config = TreesConfig(num_trees=3, max_depth=2, num_leaves=7, learning_rate=0.05, min_leaf_pairs=9, objective="l2", early_stopping=0)
-    save_trees(tmp_path / "lightgbm.txt", fit(config))
+    shape = {"num_trees": 3, "max_depth": 2, "num_leaves": 7, "learning_rate": 0.05, "min_leaf_pairs": 9}
+    config = TreesConfig(**shape, objective="l2", early_stopping=0, feature_share=0.4, pair_share=0.8)
+    save_trees(tmp_path / "lightgbm.txt", fit(config).booster)
     text = (tmp_path / "lightgbm.txt").read_text()
-    for setting in ("max_depth: 2", "num_leaves: 7", "learning_rate: 0.05", "min_data_in_leaf: 9", "objective: regression"):
+    named = ("max_depth: 2", "num_leaves: 7", "learning_rate: 0.05", "min_data_in_leaf: 9", "objective: regression")
+    for setting in (*named, "feature_fraction: 0.4", "bagging_fraction: 0.8", "bagging_freq: 1"):
         assert f"[{setting}]" in text
     leaves = [int(line.removeprefix("num_leaves=")) for line in text.splitlines() if line.startswith("num_leaves=")]
     assert len(leaves) == 3
@@ -100,20 +153,20 @@ def test_settings_reach_the_trees(tmp_path):
 
 
 def test_predictions_are_never_negative():
-    hidden, pairs, distance = draw_pairs()
-    features = pair_features(hidden, pairs, distance)
-    below = train_trees((features, pairs.count - 20), (features, pairs.count - 20), TreesConfig(objective="l2", early_stopping=0), 0, 1)
-    raw, found = below.predict(features), predict_trees(below, hidden, pairs, distance)
+    inputs, pairs, distance = draw_pairs()
+    data = tree_data(inputs, pairs, distance, pairs.count - 20)
+    below = fit_trees(data, data, None, TreesConfig(objective="l2", early_stopping=0), 0, 1)
+    raw, found = below.booster.predict(inputs.columns(pairs, distance)), below.predict(inputs, pairs, distance)
     assert raw.min() < -5
     np.testing.assert_array_equal(found, np.maximum(raw, 0))
 
 
 def test_blocks_of_pairs_predict_as_one(monkeypatch):
-    trees, (hidden, pairs, distance) = fit(), draw_pairs()
-    whole = predict_trees(trees, hidden, pairs, distance)
+    trees, (inputs, pairs, distance) = fit(), draw_pairs()
+    whole = trees.predict(inputs, pairs, distance)
     monkeypatch.setattr(decoder, "PAIRS_PER_BLOCK", 50)
-    np.testing.assert_array_equal(predict_trees(trees, hidden, pairs, distance), whole)
-    assert predict_trees(trees, hidden, pairs.select(np.zeros(0, int)), distance[:0]).shape == (0,)
+    np.testing.assert_array_equal(trees.predict(inputs, pairs, distance), whole)
+    assert trees.predict(inputs, pairs.select(np.zeros(0, int)), distance[:0]).shape == (0,)
 
 
 def test_a_pickle_in_the_guise_of_trees_is_refused_without_being_run(tmp_path):
@@ -130,7 +183,7 @@ def test_missing_trees_are_named(tmp_path):
 
 @pytest.mark.parametrize("share", [0.1, 0.9])
 def test_truncated_trees_are_refused(tmp_path, share):
-    save_trees(tmp_path / "whole.txt", fit())
+    save_trees(tmp_path / "whole.txt", fit().booster)
     text = (tmp_path / "whole.txt").read_text()
     end = text.index("end of trees")
     (tmp_path / "half.txt").write_text(text[: int(end * share)])
@@ -143,5 +196,5 @@ def test_truncated_trees_are_refused(tmp_path, share):
 
 
 def test_trees_are_lightgbms_own(tmp_path):
-    save_trees(tmp_path / "lightgbm.txt", fit())
+    save_trees(tmp_path / "lightgbm.txt", fit().booster)
     assert lightgbm.Booster(model_file=str(tmp_path / "lightgbm.txt")).num_feature() == 7

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imagery2flow.flows import model as model_module
-from imagery2flow.flows.model import BalancedMSE, FlowModel, GraphTensors, distance_features, poisson_loss
+from imagery2flow.flows.model import BalancedMSE, FlowModel, GraphTensors, distance_features, multinomial_loss, poisson_loss
 
 EDGES = [(0, 1), (2, 1), (1, 0), (3, 1), (1, 3), (0, 3)]  # (neighbour, unit); unit 2 has none, unit 4 neither sends nor receives
 
@@ -18,10 +18,10 @@ def draw_graph(num_units=5, dim=3, edges=EDGES, seed=0):
     return GraphTensors(features, torch.tensor(edges).T, torch.rand(len(edges), 1, generator=random, dtype=torch.float64))
 
 
-def make_model(in_dim=3, width=4, layers=0, dropout=0.0, unit_terms=False, pair_distance=False, seed=0):
+def make_model(in_dim=3, width=4, layers=0, dropout=0.0, unit_terms=False, pair_distance=False, dual_encoder=False, seed=0):
     """The published network, unless told otherwise."""
     torch.manual_seed(seed)
-    return FlowModel(in_dim, width, layers, dropout, unit_terms, pair_distance).double()
+    return FlowModel(in_dim, width, layers, dropout, unit_terms, pair_distance, dual_encoder).double()
 
 
 def naive_layer(layer, graph, hidden):
@@ -130,7 +130,7 @@ def test_the_bilinear_decoder_equals_its_equation(unit_terms, pair_distance):
             for column in range(4):
                 expected += hidden[origin[pair], row] * model.interaction[row, column] * hidden[destination[pair], column]
         if unit_terms:
-            as_origin, as_destination = model.unit_terms.weight
+            as_origin, as_destination = (term.weight[0] for term in model.unit_terms)
             expected += torch.dot(as_origin, hidden[origin[pair]]) + torch.dot(as_destination, hidden[destination[pair]])
         if pair_distance:
             same = distance[pair] == 0
@@ -162,22 +162,108 @@ def test_dropout_hides_features_in_training_only():
     assert not torch.equal(model.embed(graph), model.embed(graph))
 
 
-@given(st.lists(st.tuples(st.integers(1, 500), st.floats(-2, 9)), min_size=1, max_size=8))
+def test_a_dual_encoder_is_two_networks_one_for_each_end():
+    model, graph = make_model(layers=1, unit_terms=True, dual_encoder=True), draw_graph()
+    hidden = model.embed(graph)
+    assert hidden.shape == (5, 2 * 4)
+    sides = []
+    for layers in (model.layers, model.destination_layers):
+        side = graph.features
+        for layer in layers:
+            side = naive_layer(layer, graph, side)
+        sides.append(side)
+    torch.testing.assert_close(hidden, torch.cat(sides, dim=1), atol=1e-10, rtol=1e-8)
+    assert not torch.allclose(*sides)
+    origin, destination = torch.tensor([0, 3, 2]), torch.tensor([1, 3, 4])
+    found = model.decode(hidden, origin, destination, torch.zeros(3, dtype=torch.float64))
+    as_origin, as_destination = (term.weight[0] for term in model.unit_terms)
+    for pair, (i, j) in enumerate(zip(origin, destination, strict=True)):
+        h_o, h_d = sides[0][i], sides[1][j]
+        expected = h_o @ model.interaction @ h_d + as_origin @ h_o + as_destination @ h_d
+        assert found[pair].item() == pytest.approx(expected.item())
+
+
+counted = st.lists(st.tuples(st.integers(0, 500), st.floats(-2, 9), st.integers(1, 4), st.integers(0, 2)), min_size=1, max_size=8)
+
+
+def columns_of(pairs):
+    """Counts, log2 of the means and weights as numbers, origins as positions."""
+    counts, log2_means, weights, origins = zip(*pairs, strict=True)
+    return *(torch.tensor(column, dtype=torch.float64) for column in (counts, log2_means, weights)), torch.tensor(origins)
+
+
+@given(counted)
 def test_the_poisson_loss_is_the_likelihood_but_for_what_does_not_depend_on_the_prediction(pairs):
-    counts, log2_means = (torch.tensor(column, dtype=torch.float64) for column in zip(*pairs, strict=True))
+    counts, log2_means, _, _ = columns_of(pairs)
     mean = 2**log2_means
     likelihood = [-(count * torch.log(m) - m - torch.lgamma(count + 1)) for count, m in zip(counts, mean, strict=True)]
     without = torch.stack(likelihood).mean() - torch.lgamma(counts + 1).mean()
-    torch.testing.assert_close(poisson_loss(log2_means, torch.log2(counts)), without)
+    torch.testing.assert_close(poisson_loss(log2_means, counts, torch.ones(len(pairs), dtype=torch.float64)), without)
 
 
 def test_the_poisson_loss_by_hand():
     # Mean 2, count 4: 2 - 4 ln 2. Its slope in log2 of the mean, (2 - 4) ln 2, is 0 where both are equal.
-    predicted = torch.tensor([1.0, 2.0], requires_grad=True)
-    loss = poisson_loss(predicted[:1], torch.tensor([2.0]))
+    predicted, one = torch.tensor([1.0, 2.0], requires_grad=True), torch.ones(1)
+    loss = poisson_loss(predicted[:1], torch.tensor([4.0]), one)
     assert loss.item() == pytest.approx(2 - 4 * math.log(2))
-    (gradient,) = torch.autograd.grad(poisson_loss(predicted, torch.tensor([2.0, 2.0])), predicted)
+    (gradient,) = torch.autograd.grad(poisson_loss(predicted, torch.tensor([4.0, 4.0]), torch.ones(2)), predicted)
     assert gradient.tolist() == pytest.approx([-math.log(2), 0.0])
+    assert poisson_loss(torch.tensor([3.0]), torch.tensor([0.0]), one).item() == pytest.approx(8)  # nobody: the mean itself
+
+
+@given(counted)
+def test_a_weighted_pair_counts_as_so_many(pairs):
+    counts, log2_means, weights, _ = columns_of(pairs)
+    times = weights.long()
+    repeated = poisson_loss(log2_means.repeat_interleave(times), counts.repeat_interleave(times), torch.ones(int(times.sum())))
+    torch.testing.assert_close(poisson_loss(log2_means, counts, weights), repeated.double())
+
+
+def naive_multinomial(log2_means, counts, weights, origins):
+    """The two likelihoods of the docstring, origin by origin and pair by pair, a commuter."""
+    loss, commuters = 0.0, 0.0
+    for origin in sorted(set(origins.tolist())):
+        rows = [row for row in range(len(origins)) if origins[row] == origin]
+        total = sum(weights[row] * 2 ** log2_means[row] for row in rows)
+        outflow = sum(weights[row] * counts[row] for row in rows)
+        for row in rows:
+            loss -= weights[row] * counts[row] * torch.log(weights[row] * 2 ** log2_means[row] / total)
+        loss += total - outflow * torch.log(total)
+        commuters += outflow
+    return loss / max(commuters, 1.0)
+
+
+@given(counted)
+def test_the_multinomial_loss_equals_its_equation(pairs):
+    counts, log2_means, weights, origins = columns_of(pairs)
+    found = multinomial_loss(log2_means, counts, weights, origins)
+    torch.testing.assert_close(found, naive_multinomial(log2_means, counts, weights, origins))
+
+
+def test_the_multinomial_loss_by_hand():
+    # One origin, predictions 1 and 3, commuters 2 and 2: shares 1/4 and 3/4, total 4 and outflow 4.
+    predicted = torch.log2(torch.tensor([1.0, 3.0], dtype=torch.float64))
+    two, place = torch.full((2,), 2.0, dtype=torch.float64), torch.zeros(2, dtype=torch.long)
+    expected = (-2 * math.log(1 / 4) - 2 * math.log(3 / 4) + 4 - 4 * math.log(4)) / 4
+    assert multinomial_loss(predicted, two, two / 2, place).item() == pytest.approx(expected)
+
+
+def test_the_multinomial_loss_is_smallest_at_the_counts_themselves():
+    counts = torch.tensor([3.0, 5.0, 8.0, 1.0], dtype=torch.float64)
+    predicted, origins = torch.log2(counts).requires_grad_(), torch.tensor([1, 1, 4, 4])
+    loss = multinomial_loss(predicted, counts, torch.ones(4, dtype=torch.float64), origins)
+    (gradient,) = torch.autograd.grad(loss, predicted)
+    torch.testing.assert_close(gradient, torch.zeros(4, dtype=torch.float64), atol=1e-12, rtol=0)
+    for shift in torch.randn(20, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64):
+        assert multinomial_loss(predicted + 0.1 * shift, counts, torch.ones(4, dtype=torch.float64), origins) > loss
+
+
+def test_the_multinomial_loss_of_large_scores_stays_finite():
+    predicted = torch.tensor([60.0, -60.0, 90.0], requires_grad=True)
+    loss = multinomial_loss(predicted, torch.tensor([0.0, 9.0, 0.0]), torch.ones(3), torch.tensor([0, 0, 7]))
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert torch.isfinite(predicted.grad).all()
 
 
 def naive_balanced_mse(predicted, target, sigma):

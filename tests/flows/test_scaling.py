@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 import torch
 
-from imagery2flow.flows.region import Region
-from imagery2flow.flows.scaling import fit_scaling, raw_features
+from imagery2flow.flows.context import surroundings
+from imagery2flow.flows.graph import EARTH_RADIUS_M
+from imagery2flow.flows.region import Region, join_regions
+from imagery2flow.flows.scaling import fit_scaling, largest_distance_m, raw_features
 
 from .conftest import NUM_UNITS, make_line_graph, make_region
 
@@ -20,7 +22,7 @@ def region():
 
 def line_region(longitude, latitude):
     graph = make_line_graph(longitude, latitude)
-    return Region("line", graph, ("0",), np.zeros((len(longitude), 1), dtype=np.float32), None)
+    return Region(("line",), graph, np.zeros(len(longitude), dtype=np.int64), ("0",), np.zeros((len(longitude), 1), dtype=np.float32), None)
 
 
 def test_features_are_scaled_by_mean_and_deviation_and_end_with_the_logarithm_of_the_area(region):
@@ -88,6 +90,13 @@ def test_relative_distances_follow_a_table_of_distances():
     assert relative_distances(region).max() == pytest.approx(1)
 
 
+def test_the_largest_distance_is_one_within_a_region():
+    near, far = line_region([0.0, 0.1, 0.2], [0.0] * 3), line_region([50.0, 50.1, 50.4], [0.0] * 3)
+    graph = dataclasses.replace(far.graph, geocodes=("a", "b", "c"))
+    both = join_regions([near, dataclasses.replace(far, graph=graph)])
+    assert largest_distance_m(both) == pytest.approx(0.4 * np.pi / 180 * EARTH_RADIUS_M)
+
+
 def wide_region(num_columns=12, seed=3):
     """A region whose columns are mixtures of three hidden ones."""
     random, region = np.random.default_rng(seed), make_region()
@@ -131,3 +140,32 @@ def test_few_columns_are_not_reduced(region):
     for num_components in (0, 3, 16):
         assert fit_scaling(region, True, num_components).projection is None
     assert fit_scaling(region, True, 2).projection is not None
+
+
+RADII_M = (1500.0, 4000.0)
+
+
+def test_surroundings_are_standardised_behind_the_features_and_another_region_keeps_the_sources_scale(region):
+    scaling, own = fit_scaling(region, False, 0, RADII_M), fit_scaling(region, False, 0)
+    assert scaling.in_dim == 3 + 2 * (3 + 1)
+    around = surroundings(own.features(region), region, RADII_M)
+    found = scaling.features(region)
+    np.testing.assert_array_equal(found[:, :3], own.features(region))
+    np.testing.assert_allclose(found[:, 3:], (around - around.mean(axis=0)) / around.std(axis=0), atol=1e-9)
+    other = make_region(seed=1)
+    expected = (surroundings(own.features(other), other, RADII_M) - around.mean(axis=0)) / around.std(axis=0)
+    np.testing.assert_allclose(scaling.features(other)[:, 3:], expected, atol=1e-9)
+
+
+def test_where_columns_have_names_those_are_averaged_around_a_unit():
+    names = (*map(str, range(10)), "red_mean", "population")
+    region = dataclasses.replace(wide_region(), columns=names)
+    scaling, own = fit_scaling(region, True, 2, RADII_M), fit_scaling(region, True, 2)
+    assert scaling.in_dim == 2 + 2 + 1 + 2 * (2 + 1)
+    around = surroundings(own.features(region)[:, 2:4], region, RADII_M)
+    np.testing.assert_allclose(scaling.features(region)[:, 5:], (around - around.mean(axis=0)) / around.std(axis=0), atol=1e-9)
+
+
+def test_without_radii_there_are_no_surroundings(region):
+    scaling = fit_scaling(region, True, 0, ())
+    assert (scaling.in_dim, scaling.context_mean.shape, scaling.context_std.shape) == (4, (0,), (0,))

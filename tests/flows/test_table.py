@@ -1,8 +1,12 @@
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from imagery2flow.flows.table import FlowTable, check_split, explain_unknown, read_flows
+from imagery2flow.flows.table import FlowTable, complete_blocks, explain_unknown, read_flows
 from imagery2flow.run.errors import Faults, InputError, MissingInputError, TableError
 
 from .conftest import make_flow_table
@@ -15,10 +19,10 @@ GOOD = pd.DataFrame({"h_geocode": ["06001", "06003"], "w_geocode": ["06003", "06
 def read(tmp_path, ledger):
     """Writes a table and reads it as flows; the suffix chooses the format."""
 
-    def write_and_read(table, suffix=".csv", drop_unknown_units=False):
+    def write_and_read(table, suffix=".csv", drop_unknown_units=False, **options):
         path = tmp_path / f"flows{suffix}"
         table.to_parquet(path, index=False) if suffix == ".parquet" else table.to_csv(path, index=False)
-        return read_flows(path, UNITS, drop_unknown_units, ledger)
+        return read_flows(path, UNITS, drop_unknown_units, ledger, **options)
 
     return write_and_read
 
@@ -161,14 +165,60 @@ def test_universes_and_origins_select_pairs():
     assert len(FlowTable(("a",), *(np.zeros(0, dtype=int),) * 2, np.zeros(0)).universe("gt10")) == 0
 
 
-def test_a_split_without_flows_of_the_universe_is_refused():
-    flows = make_flow_table([("a", "b", 20), ("b", "a", 20), ("c", "a", 5)], ("a", "b", "c"))
-    split = np.array(["train", "valid", "test"], dtype=object)
-    check_split(split, flows, "positive")
-    with pytest.raises(
-        InputError, match=r"the test split has no flow of the universe gt10 \(of 2 such flows in all\); .*--universe positive"
-    ):
-        check_split(split, flows, "gt10")
+def naive_full(flows):
+    """Count of every pair of units of one complete block, pair by pair."""
+    known = dict(zip(zip(flows.origin.tolist(), flows.destination.tolist(), strict=True), flows.count.tolist(), strict=True))
+    number = flows.block.tolist()
+    units = range(len(number))
+    return {(i, j): known.get((i, j), 0.0) for i in units for j in units if number[i] >= 0 and number[i] == number[j]}
+
+
+@given(
+    st.dictionaries(st.tuples(st.integers(0, 4), st.integers(0, 4)), st.integers(0, 30), max_size=12),
+    st.lists(st.integers(-1, 2), min_size=5, max_size=5).filter(lambda block: max(block) >= 0),
+)
+def test_the_universe_full_holds_every_pair_of_a_complete_block_sorted_and_absent_ones_are_zeros(counts, block):
+    flows = make_flow_table([(f"{i}", f"{j}", count) for (i, j), count in counts.items()], tuple("01234"))
+    flows = dataclasses.replace(flows, block=np.array(block))
+    full, expected = flows.universe("full"), naive_full(flows)
+    assert list(zip(full.origin.tolist(), full.destination.tolist(), strict=True)) == sorted(expected)
+    assert full.count.tolist() == [expected[pair] for pair in sorted(expected)]
+
+
+@pytest.mark.parametrize("block", [None, [-1, -1]])
+def test_zeros_of_a_table_that_is_complete_nowhere_are_refused(block):
+    flows = dataclasses.replace(make_flow_table([("a", "b", 5)], ("a", "b")), block=None if block is None else np.array(block))
+    assert not flows.has_zeros
+    with pytest.raises(InputError, match=r"the universe full needs zeros, .*give a column complete_block, or --flows_complete"):
+        flows.universe("full")
+
+
+def test_without_a_word_about_it_a_table_is_complete_nowhere(read):
+    assert read(GOOD).block is None
+
+
+def test_a_table_declared_complete_is_complete_everywhere(read):
+    flows = read(GOOD, complete=True)
+    assert len(flows.universe("full")) == 9
+    assert flows.universe("full").count.tolist() == [0, 12, 0, 7, 0, 0, 0, 0, 0]
+
+
+def test_units_joined_by_a_chain_of_complete_flows_are_one_block():
+    rows = [("a", "b", 1), ("c", "b", 1), ("d", "d", 1), ("e", "a", 0), ("e", "f", None)]
+    table = pd.DataFrame(rows, columns=["h_geocode", "w_geocode", "complete_block"])
+    block = complete_blocks(table, tuple("abcdef"))
+    assert block[0] == block[1] == block[2] >= 0
+    assert block[3] >= 0
+    assert block[3] != block[0]
+    assert block[4:].tolist() == [-1, -1]
+    assert complete_blocks(table.drop(columns="complete_block"), tuple("abcdef")) is None
+
+
+def test_the_column_complete_block_is_read(read):
+    flows = read(GOOD.assign(complete_block=[1, 0]))
+    assert flows.block[0] == flows.block[1] >= 0
+    assert flows.block[2] == -1
+    assert flows.universe("full").to_frame()["count"].tolist() == [0, 12, 7, 0]
 
 
 def test_zeros_are_lost_only_where_adding_them_gives_a_known_id():
