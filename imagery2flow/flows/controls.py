@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from imagery2flow.flows.region import Region
+from imagery2flow.flows.region import Region, is_image_column
 from imagery2flow.run.device import random_numbers
 from imagery2flow.run.flow_config import FlowTrainingConfig, TreesConfig
 from imagery2flow.run.stage import Ledger
@@ -21,7 +21,6 @@ from imagery2flow.run.stage import Ledger
 MODEL, DISTANCE, BANDS, SHUFFLED, UNTRAINED = "model", "distance only", "band statistics", "shuffled images", "untrained encoder"
 CONTROLS = (DISTANCE, BANDS, SHUFFLED, UNTRAINED)
 SHUFFLE = 6  # purpose of random numbers
-STATISTICS = ("_mean", "_std")  # endings of the columns that stage 3 adds to the encoder's
 
 
 @dataclass(frozen=True)
@@ -38,11 +37,6 @@ class Variant:
         if self.name == MODEL:
             return decoder
         return f"{decoder}, {self.name}" if self.network else self.name
-
-
-def is_image_column(name: str) -> bool:
-    """Whether a column of features comes from the image: the encoder's, or a band's mean or deviation."""
-    return name.isdigit() or name.endswith(STATISTICS)
 
 
 def variants(config: FlowTrainingConfig, region: Region, ledger: Ledger) -> list[Variant]:

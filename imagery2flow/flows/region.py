@@ -17,6 +17,9 @@ from imagery2flow.run.files import read_table, untrained_path
 from imagery2flow.run.flow_config import Place, RegionConfig
 from imagery2flow.run.stage import Ledger
 
+STATISTICS = ("_mean", "_std")  # endings of the columns that stage 3 adds to the encoder's
+EXTRA = "extra_"  # of columns of other tables that are named like an image's
+
 
 @dataclass(frozen=True)
 class Region:
@@ -142,8 +145,16 @@ def join_regions(regions: Sequence[Region]) -> Region:
     )
     untrained = None
     if all(region.untrained is not None for region in regions):
-        untrained = np.concatenate([region.untrained for region in regions])[order]
+        numbered = [name for name in first.columns if name.isdigit()]
+        untrained = np.concatenate([untrained_columns(region, numbered) for region in regions])[order]
     return Region(names, graph, owner[order], first.columns, embeddings[order], flows, untrained)
+
+
+def untrained_columns(region: Region, names: Sequence[str]) -> np.ndarray:
+    """Numbered columns of the untrained encoder in the order of ``names``: [num_units, len(names)]."""
+    assert region.untrained is not None
+    numbered = [name for name in region.columns if name.isdigit()]
+    return region.untrained[:, [numbered.index(name) for name in names]]
 
 
 def join_flows(tables: Sequence[FlowTable], positions: Sequence[np.ndarray], geocodes: tuple[str, ...]) -> FlowTable:
@@ -232,17 +243,22 @@ def read_embeddings(path: str, units: pd.Index, ledger: Ledger) -> pd.DataFrame:
 
 
 def join_features(features: pd.DataFrame, path: str, units: pd.Index, ledger: Ledger) -> pd.DataFrame:
-    """Joins another table of features by id; its columns get a name each, so that they are not taken for an image embedding's.
+    """Joins another table of features by id; columns named like an image's get another name, so that they are not taken for one's.
 
     Raises:
         TableError: The table has faults, or shares a column's name with the others.
     """
     more = read_embeddings(path, units, ledger)
-    more.columns = pd.Index([f"extra_{column}" if column.isdigit() else column for column in more.columns])
+    more.columns = pd.Index([f"{EXTRA}{column}" if is_image_column(column) else column for column in more.columns])
     shared = more.columns.intersection(features.columns)
     if len(shared):
         raise TableError(f"features {path} share the columns {shown(shared)} with another table of features; rename them")
     return features.join(more, how="inner")
+
+
+def is_image_column(name: str) -> bool:
+    """Whether a column of features comes from the image: the encoder's, or a band's mean or deviation."""
+    return name.isdigit() or (name.endswith(STATISTICS) and not name.startswith(EXTRA))
 
 
 def check_features(table: pd.DataFrame, units: pd.Index, faults: Faults) -> None:

@@ -3,10 +3,10 @@ import dataclasses
 import numpy as np
 import pytest
 
-from imagery2flow.flows.controls import BANDS, CONTROLS, DISTANCE, MODEL, SHUFFLED, UNTRAINED, as_seen, is_image_column, variants
+from imagery2flow.flows.controls import BANDS, CONTROLS, DISTANCE, MODEL, SHUFFLED, UNTRAINED, as_seen, variants
 from imagery2flow.flows.graph import RegionGraph
 from imagery2flow.flows.learning import learn
-from imagery2flow.flows.region import Region
+from imagery2flow.flows.region import Region, is_image_column
 from imagery2flow.flows.splits import draw_split
 from imagery2flow.flows.table import FlowTable
 from imagery2flow.run.device import CPU
@@ -44,7 +44,7 @@ def settings(**changes):
 
 
 def test_image_columns_are_the_encoders_and_the_bands():
-    names = ["0", "511", "red_mean", "nir_std", "rent", "extra_0", "area", "mean", "std_rent"]
+    names = ["0", "511", "red_mean", "nir_std", "rent", "extra_0", "extra_rent_mean", "area", "mean"]
     assert [name for name in names if is_image_column(name)] == names[:4]
 
 
