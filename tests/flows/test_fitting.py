@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import numpy as np
@@ -5,9 +6,11 @@ import pytest
 import torch
 
 from imagery2flow.flows.fitting import NetworkFitting, learning_rate
+from imagery2flow.flows.sampling import PairSample, every_pair
+from imagery2flow.flows.scaling import fit_scaling
 from imagery2flow.run.errors import InputError
 
-from .conftest import MODEL, read, train, training_config
+from .conftest import MODEL, make_region, read, train, training_config
 
 
 def test_the_kept_epoch_is_the_best_of_the_validation_scores(town, monkeypatch):
@@ -49,7 +52,7 @@ def test_a_training_that_diverges_is_refused_and_leaves_no_model(town, monkeypat
     assert not (town / MODEL / "od_model.pt").exists()
 
 
-@pytest.mark.parametrize("loss", ["poisson", "balanced_mse"])
+@pytest.mark.parametrize("loss", ["poisson", "multinomial", "balanced_mse"])
 def test_training_lowers_the_loss_and_beats_the_constant(town, monkeypatch, loss):
     train(town, monkeypatch, loss=loss, universe="positive", max_epochs=60, lr=0.02, embedding_size=16, patience=60)
     history = read(town / MODEL / "training.csv")
@@ -91,7 +94,8 @@ def test_sums_over_neighbours_are_deterministic_while_it_trains_and_only_then(to
 
 
 def test_the_published_network_has_no_dropout_and_no_term_beside_the_bilinear(town, monkeypatch):
-    train(town, monkeypatch, loss="balanced_mse", dropout=0.0, unit_terms=False, pair_distance=False, area_feature=False, num_components=0)
+    ours = {"dropout": 0.0, "unit_terms": False, "pair_distance": False, "area_feature": False, "num_components": 0, "context_m": []}
+    train(town, monkeypatch, loss="balanced_mse", **ours)
     weights = torch.load(town / MODEL / "od_model.pt", weights_only=True)["model"]
     assert {name.split(".")[0] for name in weights} == {"layers", "interaction", "offset"}
 
@@ -104,3 +108,60 @@ def test_gradients_are_clipped(town, monkeypatch):
     at_rest, clipped, free = weights(lr=1e-12), weights(grad_norm=1e-12), weights()
     torch.testing.assert_close(clipped, at_rest, atol=1e-5, rtol=0)  # below Adam's epsilon of 1e-8 nothing moves
     assert (free - at_rest).abs().max() > 1e-3
+
+
+def fitting_of(loss, batch_size=64):
+    """A run that has not begun."""
+    region, config = make_region(), training_config(loss=loss, batch_size=batch_size)
+    sample = every_pair(region.flows)
+    return NetworkFitting(config, region, fit_scaling(region, True, 0), sample, sample, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("loss", ["poisson", "multinomial"])
+@pytest.mark.parametrize("batch_size", [7, 64, 10_000])
+def test_each_pair_is_in_one_batch_of_an_epoch(loss, batch_size):
+    fitting = fitting_of(loss, batch_size)
+    batches = list(fitting.batches(torch.Generator().manual_seed(0)))
+    assert sorted(torch.cat(batches).tolist()) == list(range(len(fitting.train)))
+    assert min(map(len, batches)) > 0
+    if loss == "poisson":
+        assert max(map(len, batches)) <= batch_size
+
+
+@pytest.mark.parametrize("batch_size", [7, 64, 200])
+def test_the_multinomial_loss_sees_whole_origins(batch_size):
+    fitting = fitting_of("multinomial", batch_size)
+    orders = []
+    for seed in (0, 1):
+        batches = list(fitting.batches(torch.Generator().manual_seed(seed)))
+        origins = [set(fitting.train.origin[batch].tolist()) for batch in batches]
+        assert sum(map(len, origins)) == len(set.union(*origins))  # none is in two batches
+        largest = int(torch.bincount(fitting.train.origin).max())
+        assert max(map(len, batches)) < batch_size + largest
+        assert len(batches) > 1
+        orders.append(origins)
+    assert orders[0] != orders[1]
+
+
+@pytest.mark.parametrize("loss", ["poisson", "multinomial"])
+def test_a_weighted_pair_trains_as_so_many(loss):
+    fitting = fitting_of(loss)
+    batch = fitting.train.select(torch.arange(40))
+    predicted = torch.linspace(1, 6, 40)
+    heavier = dataclasses.replace(batch, weight=3 * batch.weight)
+    found = fitting.loss(predicted, heavier)
+    if loss == "poisson":  # a mean: only the ratio of weights matters
+        assert found == pytest.approx(fitting.loss(predicted, batch))
+    heavier = dataclasses.replace(batch, weight=torch.where(torch.arange(40) == 0, 50.0, 1.0))
+    assert fitting.loss(predicted, heavier) != pytest.approx(fitting.loss(predicted, batch))
+
+
+def test_the_network_begins_at_the_level_of_the_flows():
+    fitting = fitting_of("poisson")
+    assert fitting.model.offset.item() == pytest.approx(float(fitting.train.count.log2().mean()))
+    region, config = make_region(), training_config()
+    flows = dataclasses.replace(region.flows, count=np.where(np.arange(len(region.flows)) % 2, region.flows.count, 0.0))
+    weight = np.where(flows.count == 0, 4.0, 1.0)
+    zeros = PairSample(flows, weight)
+    fitting = NetworkFitting(config, region, fit_scaling(region, True, 0), zeros, every_pair(flows), torch.device("cpu"))
+    assert 2 ** fitting.model.offset.item() == pytest.approx((weight * flows.count).sum() / weight.sum(), rel=1e-4)

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from imagery2flow.flows import record as record_module
-from imagery2flow.flows.decoder import pair_features, predict_trees, train_trees
+from imagery2flow.flows.decoder import TreeData, fit_trees
 from imagery2flow.flows.graph import great_circle_m
-from imagery2flow.flows.record import FlowRecord, build_model, embed_region, load_record, save_record
+from imagery2flow.flows.potentials import fit_potentials
+from imagery2flow.flows.record import Embedder, FlowRecord, build_model, load_record, save_record
 from imagery2flow.flows.scaling import fit_scaling
 from imagery2flow.run.errors import InputError, MissingInputError, TableError
 from imagery2flow.run.files import save_tensors
@@ -26,31 +27,85 @@ def region():
 
 @pytest.fixture(scope="module")
 def record(region):
-    """A model with random weights and five trees."""
-    scaling, config = fit_scaling(region, True, num_components=2), dataclasses.asdict(training_config())
+    """A model with random weights, potentials and five trees."""
+    scaling, config = fit_scaling(region, True, 2, (1500.0,)), dataclasses.asdict(training_config())
     torch.manual_seed(0)
     model = build_model(config, scaling)
     with torch.no_grad():
         model.offset.fill_(3.0)
-    data = (
-        pair_features(
-            embed_region(model, scaling, region, CPU, config).tree_inputs, region.flows, scaling.relative_distance(region, region.flows)
-        ),
-        region.flows.count,
-    )
-    trees = train_trees(data, data, TreesConfig(num_trees=5, early_stopping=0), 0, 1)
-    split = dict.fromkeys(GEOCODES[:20], "train") | dict.fromkeys(GEOCODES[20:], "test")
+    potentials = fit_potentials(scaling.features(region), region.flows.select(region.flows.origin < 20), np.random.default_rng(0))
+    embedder = Embedder(model, scaling, potentials, TreesConfig(), CPU)
+    inputs = embedder.embed(region, potentials.crossed).inputs
+    data = TreeData(inputs.columns(region.flows, scaling.relative_distance(region, region.flows)), region.flows.count)
+    graph = region.graph
     return FlowRecord(
-        model, trees, scaling, config, "town", split, dict.fromkeys(GEOCODES, (0.0, 0.0)), {"gt10": 14.0, "positive": 6.0}, (1.0, 1e9)
+        embedder=embedder,
+        trees=fit_trees(data, data, None, TreesConfig(num_trees=5, early_stopping=0), 0, 1),
+        config=config,
+        region="town",
+        split_kind="origin",
+        split=dict.fromkeys(GEOCODES[:15], "train") | dict.fromkeys(GEOCODES[15:20], "valid") | dict.fromkeys(GEOCODES[20:], "test"),
+        centroid=dict(zip(GEOCODES, zip(graph.longitude.tolist(), graph.latitude.tolist(), strict=True), strict=True)),
+        constant={"gt10": 14.0, "positive": 6.0},
+        flow_range=(1.0, 1e9),
     )
 
 
+@pytest.mark.parametrize("embeddings", [True, False])
 @pytest.mark.parametrize("unit_features", [True, False])
-def test_the_trees_see_the_networks_embeddings_and_its_features_if_asked_for(region, record, unit_features):
-    config = record.config | {"trees": record.config["trees"] | {"unit_features": unit_features}}
-    embedded = embed_region(record.model, record.scaling, region, CPU, config)
-    expected = [embedded.hidden.numpy(), record.scaling.features(region).astype(np.float32)][: 1 + unit_features]
-    np.testing.assert_array_equal(embedded.tree_inputs, np.concatenate(expected, axis=1))
+def test_the_trees_see_the_networks_embeddings_and_its_features_if_asked_for(region, record, embeddings, unit_features):
+    embedder = dataclasses.replace(record.embedder, trees=TreesConfig(embeddings=embeddings, unit_features=unit_features))
+    embedded = embedder.embed(region)
+    parts = [np.zeros((NUM_UNITS, 0))]
+    parts += [embedded.hidden.numpy()] if embeddings else []
+    parts += [record.scaling.features(region).astype(np.float32)] if unit_features else []
+    np.testing.assert_array_equal(embedded.inputs.unit, np.concatenate(parts, axis=1))
+
+
+def test_units_of_the_source_get_the_potentials_that_they_were_not_fitted_to_and_others_those_of_all(region, record):
+    potentials, features = record.embedder.potentials, record.scaling.features(region).astype(np.float32).astype(np.float64)
+    found = record.embed(region).inputs.potential
+    known = ~np.isnan(potentials.crossed)
+    assert known[:20].all()
+    assert not known[20:, 0].any()  # origins of the test pairs
+    np.testing.assert_array_equal(found[known], potentials.crossed[known])
+    np.testing.assert_allclose(found[~known], potentials.of(features)[~known])
+    elsewhere = dataclasses.replace(region, graph=dataclasses.replace(region.graph, longitude=region.graph.longitude + 5.0))
+    np.testing.assert_allclose(record.embed(elsewhere).inputs.potential, potentials.of(features))
+    np.testing.assert_allclose(record.embedder.embed(region).inputs.potential, potentials.of(features))
+    none = dataclasses.replace(record, embedder=dataclasses.replace(record.embedder, potentials=None))
+    assert none.embed(region).inputs.potential is None
+
+
+def test_a_unit_is_known_by_its_id_and_place(region, record):
+    graph = region.graph
+    assert record.known_units(graph).all()
+    moved = graph.latitude + np.where(np.arange(NUM_UNITS) < 7, 1e-4, 0.5)  # 11 m or 56 km
+    assert record.known_units(dataclasses.replace(graph, latitude=moved)).tolist() == [True] * 7 + [False] * 23
+    renamed = dataclasses.replace(graph, geocodes=(*GEOCODES[:-1], "9999999"))
+    assert record.known_units(renamed).tolist() == [True] * 29 + [False]
+
+
+@pytest.mark.parametrize("kind", ["origin", "unit", "block", "pair"])
+def test_a_pair_was_learned_from_by_its_origin_or_by_either_end(region, record, kind):
+    learned = dataclasses.replace(record, split_kind=kind).has_learned(region.graph, region.flows)
+    for pair in range(0, len(region.flows), 7):
+        origin, destination = int(region.flows.origin[pair]), int(region.flows.destination[pair])
+        seen = origin < 20 or (kind != "origin" and destination < 20)
+        assert learned[pair] == seen
+    assert set(learned) == {True, False}
+    elsewhere = dataclasses.replace(region.graph, longitude=region.graph.longitude + 5.0)
+    assert not dataclasses.replace(record, split_kind=kind).has_learned(elsewhere, region.flows).any()
+
+
+def test_without_a_network_the_trees_alone_predict(region, record, tmp_path):
+    alone = dataclasses.replace(record, embedder=dataclasses.replace(record.embedder, model=None))
+    save_record(tmp_path, alone)
+    loaded = load_record(tmp_path, CPU)
+    assert loaded.embedder.model is None
+    found = loaded.predict(loaded.embed(region), region.flows)
+    assert set(found) == {"lightgbm"}
+    np.testing.assert_array_equal(found["lightgbm"], record.predict(record.embed(region), region.flows)["lightgbm"])
 
 
 def test_predictions_of_both_decoders_by_pair(region, record):
@@ -68,12 +123,12 @@ def test_predictions_of_both_decoders_by_pair(region, record):
         i, j = int(region.flows.origin[pair]), int(region.flows.destination[pair])
         distance = torch.tensor([region.graph.distance_m(np.array([i]), np.array([j]))[0] / farthest_m], dtype=torch.float32)
         with torch.inference_mode():
-            log_flow = record.model.decode(embedded.hidden, torch.tensor([i]), torch.tensor([j]), distance).item()
+            log_flow = record.embedder.model.decode(embedded.hidden, torch.tensor([i]), torch.tensor([j]), distance).item()
         limited.append("low" if 2**log_flow < low else "high" if 2**log_flow > high else "neither")
         assert found["bilinear"][pair] == pytest.approx(min(max(2**log_flow, low), high), rel=1e-5)
     assert set(limited) == {"low", "high", "neither"}
     distance = record.scaling.relative_distance(region, region.flows)
-    np.testing.assert_array_equal(found["lightgbm"], predict_trees(record.trees, embedded.tree_inputs, region.flows, distance))
+    np.testing.assert_array_equal(found["lightgbm"], record.trees.predict(embedded.inputs, region.flows, distance))
 
 
 def test_blocks_of_pairs_predict_as_one(region, record, monkeypatch):
@@ -89,12 +144,14 @@ def test_blocks_of_pairs_predict_as_one(region, record, monkeypatch):
 def test_a_saved_model_comes_back_whole(region, record, tmp_path):
     save_record(tmp_path / "model", record)
     assert {path.name for path in (tmp_path / "model").iterdir()} == {"od_model.pt", "lightgbm.txt"}
-    assert torch.load(tmp_path / "model" / "od_model.pt", weights_only=True)["format"] == "imagery2flow-od-2"
+    assert torch.load(tmp_path / "model" / "od_model.pt", weights_only=True)["format"] == "imagery2flow-od-3"
     loaded = load_record(tmp_path / "model", CPU)
-    for name in ("config", "region", "split", "constant", "flow_range"):
+    for name in ("config", "region", "split_kind", "split", "centroid", "constant", "flow_range"):
         assert getattr(loaded, name) == getattr(record, name)
     for item in dataclasses.fields(record.scaling):
         np.testing.assert_array_equal(getattr(loaded.scaling, item.name), getattr(record.scaling, item.name))
+    np.testing.assert_array_equal(loaded.embedder.potentials.crossed, record.embedder.potentials.crossed)
+    np.testing.assert_array_equal(loaded.trees.columns, record.trees.columns)
     before, after = (model.predict(model.embed(region), region.flows) for model in (record, loaded))
     for name in before:
         np.testing.assert_array_equal(after[name], before[name])
@@ -118,7 +175,7 @@ def test_files_of_another_kind_are_refused(record, tmp_path):
     with pytest.raises(MissingInputError, match=r"OD model .*od_model.pt does not exist"):
         load_record(tmp_path / "gone", CPU)
     save_tensors(tmp_path / "od_model.pt", {"format": "imagery2flow-encoder-1"})
-    with pytest.raises(InputError, match="its format is imagery2flow-encoder-1, not imagery2flow-od-2"):
+    with pytest.raises(InputError, match="its format is imagery2flow-encoder-1, not imagery2flow-od-3"):
         load_record(tmp_path, CPU)
     Path(tmp_path / "od_model.pt").write_text("no model")
     with pytest.raises(InputError, match="cannot be read as a file of weights"):

@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 from scipy.stats import poisson
 
-from imagery2flow.flows.evaluate import collect_results, reachable_scores
 from imagery2flow.flows.metrics import cpc
+from imagery2flow.flows.results import collect_results, reachable_scores
 from imagery2flow.run.errors import MissingInputError
 from imagery2flow.run.flow_config import ResultsConfig
 
@@ -17,7 +17,7 @@ def write_scores(folder, region, scores=SCORES, **predictors):
     """What stages 4 and 5 leave in a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "metrics.json").write_text(json.dumps({"lightgbm": scores, "constant": scores, "bilinear": scores, **predictors}))
-    (folder / "run.json").write_text(json.dumps({"config": {"region": region, "year": 2020}}))
+    (folder / "run.json").write_text(json.dumps({"config": {"region": [region], "year": 2020, "split": "origin"}}))
 
 
 @pytest.fixture
@@ -52,12 +52,12 @@ def test_every_score_is_a_row_and_the_table_is_printed_as_markdown(model, ledger
     columns = ["region", "year", "tested on", "pairs", "predictor", "num_pairs", "cpc", "rmse", "mae"]
     assert table.columns.tolist() == columns
     own = table[table.region == "own"]
-    assert own["tested on"].unique().tolist() == ["held-out origins"]
+    assert own["tested on"].unique().tolist() == ["held out by origin"]
     assert own.predictor.tolist() == ["bilinear", "lightgbm", "constant", "best reachable", "best reachable"]
     assert table[table.region == "far"]["tested on"].tolist() == ["another city"] * 3
     lines = capsys.readouterr().out.splitlines()
     assert [cell.strip() for cell in lines[0].strip("|").split("|")] == ["region", "year", "tested on", "pairs", "number", "predictor", "CPC", "RMSE", "MAE"]  # fmt: skip
-    assert [cell.strip() for cell in lines[2].strip("|").split("|")] == ["own", "2020", "held-out origins", "gt10", "1,234", "bilinear", "0.500", "12.35", "6.00"]  # fmt: skip
+    assert [cell.strip() for cell in lines[2].strip("|").split("|")] == ["own", "2020", "held out by origin", "gt10", "1,234", "bilinear", "0.500", "12.35", "6.00"]  # fmt: skip
     assert len(lines) == 2 + len(table)
     assert len({len(line) for line in lines}) == 1
 
