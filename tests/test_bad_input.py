@@ -20,7 +20,7 @@ import pytest
 import rasterio
 from affine import Affine
 
-from imagery2flow.run import config
+from imagery2flow.run import config, flow_config
 from imagery2flow.run.stage import Ledger
 from imagery2flow.sources.synthetic import generate_metro
 
@@ -38,15 +38,15 @@ FLAGS = {
     "train_img_encoder": f"--data_path {PATCHES} --log new --total_epoch 1 --view_size 16 --device cpu --precision fp32",
     "get_img_embedding": f"--data_path {PATCHES} --ckpt {CKPT} --output_path new.csv --device cpu",
     "train_ODPrediction": f"--region M1 --node_feats_path {FEATURES} --log M1 --max_epochs 1 --embedding_size 8 --num_hidden_layers 1 "
-    "--trees.num_trees 5 --device cpu",
+    "--trees.num_trees 5 --controls false --device cpu",
     "test_ODPrediction": f"--region M1 --node_feats_path {FEATURES} --log M1 --device cpu",
 }
 SETTINGS = {
     "img_preprocessing": config.PreprocessingConfig,
     "train_img_encoder": config.EncoderConfig,
     "get_img_embedding": config.EmbeddingConfig,
-    "train_ODPrediction": config.FlowTrainingConfig,
-    "test_ODPrediction": config.FlowTestConfig,
+    "train_ODPrediction": flow_config.FlowTrainingConfig,
+    "test_ODPrediction": flow_config.FlowTestConfig,
 }
 P = ParamSpec("P")
 
@@ -236,6 +236,8 @@ REGION = [  # of stages 4 and 5
     case("absent features", "--node_feats_path absent.csv", "features absent.csv does not exist ... check the path"),
     case("absent flows", "--flows_path absent.csv", "flows absent.csv does not exist ... check the path"),
     case("absent distances", "--distance_path absent.csv", "distances absent.csv does not exist ... check the path"),
+    case("a region twice", "--region M1 M1", "--region M1 M1 names a region twice; name each once"),
+    case("more files than regions", f"--flows_path {FLOWS} more.csv", "--flows_path names 2 files for 1 regions (M1); give one for each"),
     case("points as units", "", f"{UNITS} ... Point ... give the tracts", edit_units(lambda u: u.set_geometry(u.centroid))),
     case("unknown units", "", f"flows {FLOWS}: 1 ids of h_geocode are not among the 24 units (9) ... --drop_unknown_units",
          put(FLOWS, "h_geocode", "9")),
@@ -294,10 +296,19 @@ TRAINING = [
     case("a dropout of one", "--dropout 1", "--dropout 1 ... below 1"),
     case("trees of one leaf", "--trees.num_leaves 1", "--trees.num_leaves 1 must be"),
     case("fewer trees than none", "--trees.num_trees -5", "--trees.num_trees -5 must be"),
-    case("too few origins", "", "only 4 units have flows ... --split_path",
+    case("too few origins", "", "region M1 has 4 units with flows, of which the split origin gives ... fewer than 2; give ... --split_path",
          edit(FLOWS, lambda t: t[t.h_geocode.isin(t.h_geocode.unique()[:4])])),
     case("flows that are all small", "", "the train split has no flow of the universe gt10 (of 0 ... --universe positive",
          edit(FLOWS, lambda t: t.assign(count="10"))),
+    case("regions of the same ids", f"--region M1 M2 --units_path {UNITS} {UNITS} --flows_path {FLOWS} {FLOWS}",
+         f"the regions M1 M2 share 24 ids of units ({ID}, ... give each unit an id of its own"),
+    case("an untrained encoder's table of other units", "", f"features data/M1/features_untrained.csv have other ids ... than {FEATURES}; make",
+         copy_file(FEATURES, "data/M1/features_untrained.csv"), edit("data/M1/features_untrained.csv", lambda t: t[2:])),
+    case("zeros that nobody knows", "--universe full", "the universe full needs zeros ... complete_block, or --flows_complete"),
+    case("logarithms of zeros", "--universe full --flows_complete --loss balanced_mse",
+         "--loss balanced_mse takes the logarithm ... --universe full ... --loss poisson"),
+    case("a radius of nothing", "--context_m 0", "--context_m [0.0] must be above 0"),
+    case("a split file of pairs", f"{SPLIT} --split pair", "--split_path split.csv ... --split pair ... leave one", write_split("train", "test")),
     case("a split without test", SPLIT, "the test split has no flow ... --split_path", write_split("train", "valid")),
     case("an absent split", SPLIT, "split split.csv does not exist ... check the path"),
     case("a split without a column", f"--split_path {POPULATION}",
@@ -325,6 +336,10 @@ TESTING = [
     case("an encoder as model", "", f"OD model {MODEL} is not ... (its format is imagery2flow-encoder ... --log", copy_file(CKPT, MODEL)),
     case("features of other columns", "", "the features of M1 have 4 columns but ... trained on 4 (missing: 3; unknown: red_mean); embed",
          edit(FEATURES, lambda t: t.rename(columns={"3": "red_mean"}))),
+    case("two regions to test", "--region M1 M2", "--region M1 M2 names 2 regions; test one at a time"),
+    case("absent outflows", "--origin_totals_path absent.csv", "origin totals absent.csv does not exist ... check the path"),
+    case("outflows without their column", f"--origin_totals_path {POPULATION}",
+         f"origin totals {POPULATION} needs the columns geocode and outflow, but has geocode, population ... --origin_totals_column"),
     case("another width", "--embedding_size 64", "--embedding_size 64 but the model outputs/M1 has 8; leave the flag out ... --log"),
 ]
 # fmt: on

@@ -1,14 +1,9 @@
-import dataclasses
-import re
-from pathlib import Path
-
-import geopandas as gpd
 import numpy as np
 import pandas as pd
 import pytest
 
-from imagery2flow.flows.region import find_flows, find_units, join_regions, load_region, read_embeddings
-from imagery2flow.run.errors import InputError, MissingInputError, TableError
+from imagery2flow.flows.region import find_flows, find_units, load_region, read_embeddings
+from imagery2flow.run.errors import MissingInputError, TableError
 from imagery2flow.run.flow_config import RegionConfig
 
 from .conftest import GEOCODES, draw_features, draw_flows, write_region
@@ -158,97 +153,3 @@ def test_an_untrained_encoders_table_of_other_units_is_refused(town, ledger):
     draw_features().drop(GEOCODES[3]).reset_index().to_csv("town_untrained.csv", index=False)
     with pytest.raises(TableError, match=r"features town_untrained.csv have other ids or columns than town.csv; make both with"):
         load_region(town, ledger, flows_required=True)
-
-
-def write_with_ids(name, seed, ending, west, columns):
-    """A region whose ids have an ending, with columns of features in a given order."""
-    write_region(Path(), name, seed=seed, west=west)
-    units = gpd.read_file(f"data/{name}/units.gpkg")
-    units.assign(GEOID20=units.GEOID20 + ending).to_file(f"data/{name}/units.gpkg")
-    for path in (f"data/{name}/flows.csv", f"{name}.csv"):
-        Path(path).write_text(re.sub(r"(0600\d{3})", rf"\g<1>{ending}", Path(path).read_text()))
-    table = pd.read_csv(f"{name}.csv", dtype={"geocode": str})
-    table[["geocode", *columns]].to_csv(f"{name}.csv", index=False)
-
-
-@pytest.fixture
-def two(tmp_path, monkeypatch):
-    """Settings of two regions whose ids interleave and whose columns stand in another order."""
-    monkeypatch.chdir(tmp_path)
-    write_with_ids("town", 0, "a", 500_000.0, ("0", "1", "2"))
-    write_with_ids("village", 1, "b", 800_000.0, ("2", "0", "1"))
-    return RegionConfig(node_feats_path=["town.csv", "village.csv"], region=["town", "village"])
-
-
-def alone(name, ledger):
-    return load_region(RegionConfig(node_feats_path=[f"{name}.csv"], region=[name]), ledger, flows_required=True)
-
-
-def edges_of(graph):
-    ids = np.array(graph.geocodes)
-    return set(zip(ids[graph.edge[0]], ids[graph.edge[1]], graph.edge_distance_m().round(6), strict=True))
-
-
-def test_several_regions_are_one_whose_parts_are_no_neighbours(two, ledger):
-    both, parts = load_region(two, ledger, flows_required=True), [alone(name, ledger) for name in two.region]
-    assert (both.names, both.name) == (("town", "village"), "town+village")
-    assert both.part.tolist() == [0, 1] * 30
-    assert list(both.graph.geocodes) == sorted(parts[0].graph.geocodes + parts[1].graph.geocodes)
-    assert both.columns == ("0", "1", "2")
-    assert edges_of(both.graph) == edges_of(parts[0].graph) | edges_of(parts[1].graph)
-    for part, units in zip(parts, both.parts(), strict=True):
-        assert [both.graph.geocodes[unit] for unit in units] == list(part.graph.geocodes)
-        order = [part.columns.index(column) for column in both.columns]
-        np.testing.assert_array_equal(both.embeddings[units], part.embeddings[:, order])
-        for name in ("longitude", "latitude", "area_km2"):
-            np.testing.assert_array_equal(getattr(both.graph, name)[units], getattr(part.graph, name))
-    flows = pd.concat([part.flows.to_frame() for part in parts]).sort_values(["h_geocode", "w_geocode"], ignore_index=True)
-    pd.testing.assert_frame_equal(both.flows.to_frame(), flows)
-
-
-def test_the_order_of_regions_changes_nothing_but_their_numbers(two, ledger):
-    turned = dataclasses.replace(two, region=two.region[::-1], node_feats_path=two.node_feats_path[::-1])
-    first, second = (load_region(config, ledger, flows_required=True) for config in (two, turned))
-    assert first.graph.geocodes == second.graph.geocodes
-    np.testing.assert_array_equal(first.graph.edge, second.graph.edge)
-    np.testing.assert_array_equal(first.part, 1 - second.part)
-    pd.testing.assert_frame_equal(first.flows.to_frame(), second.flows.to_frame())
-    assert second.columns == ("2", "0", "1")
-    np.testing.assert_array_equal(first.embeddings, second.embeddings[:, [1, 2, 0]])
-
-
-def test_a_table_of_distances_of_one_region_holds_for_it_alone(two, ledger):
-    first, second = (alone(name, ledger) for name in two.region)
-    table = np.full((30, 30), np.nan)
-    table[0, 5] = 123.0
-    both = join_regions([dataclasses.replace(first, graph=dataclasses.replace(first.graph, table_m=table)), second])
-    place = both.parts()
-    assert both.graph.distance_m(place[0][[0]], place[0][[5]]) == 123
-    assert both.graph.distance_m(place[1][[0]], place[1][[5]]) == pytest.approx(second.graph.distance_m(np.array([0]), np.array([5])))
-
-
-def test_complete_blocks_of_two_regions_stay_apart(two, ledger):
-    block = np.where(np.arange(30) < 4, 0, -1)
-    parts = [alone(name, ledger) for name in two.region]
-    both = join_regions([dataclasses.replace(part, flows=dataclasses.replace(part.flows, block=block)) for part in parts])
-    full = both.flows.universe("full")
-    assert len(full) == 2 * 4 * 4
-    assert (both.part[full.origin] == both.part[full.destination]).all()
-    one = join_regions([dataclasses.replace(parts[0], flows=dataclasses.replace(parts[0].flows, block=block)), parts[1]])
-    assert len(one.flows.universe("full")) == 4 * 4
-
-
-def test_untrained_columns_follow_their_units_and_columns_into_the_joined_region(two, ledger):
-    for name in two.region:
-        table = pd.read_csv(f"{name}.csv", dtype={"geocode": str})
-        table.assign(**{column: 100 + table[column] for column in ("0", "1", "2")}).to_csv(f"{name}_untrained.csv", index=False)
-    both = load_region(two, ledger, flows_required=True)
-    np.testing.assert_allclose(both.untrained, 100 + both.embeddings, rtol=1e-5)
-
-
-def test_regions_that_share_ids_or_differ_in_columns_are_refused(two, ledger):
-    town, village = (alone(name, ledger) for name in two.region)
-    with pytest.raises(InputError, match=r"the regions town town share 30 ids of units \(0600000a, .*give each unit an id of its own"):
-        join_regions([town, town])
-    with pytest.raises(TableError, match=r"the features of town and village differ in the columns 2, POI; embed both with one encoder"):
-        join_regions([town, dataclasses.replace(village, columns=("POI", "0", "1"))])

@@ -21,7 +21,6 @@ from .conftest import (
     make_region,
     prediction_config,
     read,
-    rename_ids,
     train,
     training_config,
     write_region,
@@ -253,22 +252,6 @@ def test_flows_that_touch_a_tested_unit_do_not_touch_the_model(town, monkeypatch
     for name in ("od_model.pt", "lightgbm.txt", "split.csv", "training.csv"):
         assert after[name] == before[name]
     assert after["metrics.json"] != before["metrics.json"]
-
-
-def test_two_regions_train_one_model(town, monkeypatch):
-    write_region(town, "village", seed=1, west=800_000.0)
-    rename_ids(town, "village", "3600")
-    monkeypatch.chdir(town)
-    population = [f"data/{name}/population.csv" for name in ("town", "village")]
-    train(town, monkeypatch, region=["town", "village"], node_feats_path=["town.csv", "village.csv"], population_path=population)
-    content = torch.load(town / MODEL / "od_model.pt", weights_only=True)
-    assert content["region"] == "town+village"
-    split = read(town / MODEL / "split.csv").set_index("geocode").split
-    for start in ("0600", "3600"):
-        assert split[split.index.str.startswith(start)].value_counts().to_dict() == {"train": 18, "valid": 6, "test": 6}
-    table = read(town / MODEL / "predictions_bilinear.csv")
-    flows = pd.concat([read(town / f"data/{name}/flows.csv") for name in ("town", "village")], ignore_index=True)
-    pd.testing.assert_frame_equal(table[["h_geocode", "w_geocode", "count"]], flows, check_dtype=False)
 
 
 def test_controls_stand_beside_the_model_and_do_not_change_it(town, monkeypatch):

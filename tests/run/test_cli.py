@@ -6,6 +6,7 @@ import pytest
 
 from imagery2flow.run.cli import parse_config
 from imagery2flow.run.config import EncoderConfig, PreprocessingConfig, ViewConfig
+from imagery2flow.run.flow_config import EvaluateConfig, FlowTestConfig, FlowTrainingConfig
 
 ROOT = Path(__file__).parents[2]
 
@@ -74,6 +75,33 @@ def test_a_switch_stands_alone_or_with_a_value(parse, flags, cos):
 def test_a_flag_of_several_values_may_be_empty(parse):
     assert parse("--data_path", "p", "--schedule").schedule == []
     assert parse("--input_tif_path", "a", "b", "--shp_path", "u", config_class=PreprocessingConfig).input_tif_path == ["a", "b"]
+
+
+def test_a_region_and_its_files_may_be_one_or_several(parse):
+    flags = ["--node_feats_path", "a.csv", "--region", "M1"]
+    one = parse(*flags, config_class=FlowTrainingConfig)
+    assert (one.region, one.node_feats_path, one.units_path, one.context_m) == (["M1"], ["a.csv"], [], [500.0, 1500.0, 4000.0])
+    several = parse(*flags, "01", "--flows_path", "f", "7", "--context_m", "300", "1e3", config_class=FlowTrainingConfig)
+    assert (several.region, several.flows_path, several.context_m) == (["M1", "01"], ["f", "7"], [300.0, 1000.0])
+    assert parse(*flags, "--context_m", config_class=FlowTrainingConfig).context_m == []
+    assert parse(*flags, yaml="region: M3\nunits_path: u.gpkg\n", config_class=FlowTestConfig).region == ["M1"]  # flags override
+
+
+def test_one_region_in_yaml_is_a_list_of_one(parse):
+    found = parse(yaml="region: 7\nnode_feats_path: n.csv\nunits_path: u.gpkg\ncontext_m: 5\n", config_class=FlowTrainingConfig)
+    assert (found.region, found.node_feats_path, found.units_path, found.context_m) == (["7"], ["n.csv"], ["u.gpkg"], [5.0])
+
+
+def test_a_region_must_be_named(refuse):
+    assert "region" in refuse("--node_feats_path", "a.csv", config_class=FlowTrainingConfig)
+    assert "--region" in refuse("--node_feats_path", "a.csv", "--region", config_class=FlowTrainingConfig)
+
+
+def test_lists_of_choices_are_checked(parse, refuse):
+    flags = ["--node_feats_path", "a.csv", "--region", "M1"]
+    assert parse(*flags, "--universes", "gt10", "full", config_class=EvaluateConfig).universes == ["gt10", "full"]
+    assert "some" in refuse(*flags, "--universes", "some", config_class=EvaluateConfig)
+    assert "town" in refuse(*flags, "--splits", "town", config_class=EvaluateConfig)
 
 
 def test_flags_of_nested_settings(parse):

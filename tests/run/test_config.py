@@ -4,14 +4,17 @@ import typing
 import pytest
 from docstring_parser import parse
 
-from imagery2flow.run import config
+from imagery2flow.run import config, flow_config
 from imagery2flow.run.config import EmbeddingConfig, EncoderConfig, PreprocessingConfig, SyntheticConfig, ViewConfig, log_name
 from imagery2flow.run.errors import InputError
-from imagery2flow.run.flow_config import FlowTrainingConfig
+from imagery2flow.run.flow_config import EvaluateConfig, FlowTestConfig, FlowTrainingConfig, RegionConfig, TreesConfig
 
-CLASSES = [value for value in vars(config).values() if isinstance(value, type) and dataclasses.is_dataclass(value)]
+VALUES = {**vars(config), **vars(flow_config)}.values()
+# A Place is no group of settings, but what they say of one region.
+CLASSES = [value for value in VALUES if isinstance(value, type) and dataclasses.is_dataclass(value) and value is not flow_config.Place]
 SCENE = {"input_tif_path": ["scene.tif"], "shp_path": "units.gpkg"}
-REGION = {"node_feats_path": "n.csv", "region": "M1"}
+REGION = {"node_feats_path": ["n.csv"], "region": ["M1"]}
+TWO = {"node_feats_path": ["n.csv"], "region": ["M1", "M2"]}
 
 
 @pytest.mark.parametrize("config_class", CLASSES)
@@ -54,6 +57,27 @@ def test_settings_are_frozen_and_keyword_only(config_class):
         (EmbeddingConfig, {"data_path": "p", "output_path": "o.csv", "batch_size": 0}, "--batch_size 0 must be above 0"),
         (FlowTrainingConfig, {**REGION, "patience": 0}, "--patience 0 must be above 0"),
         (FlowTrainingConfig, {**REGION, "num_hidden_layers": -1}, "--num_hidden_layers -1 must be 0 or more"),
+        (FlowTrainingConfig, {**REGION, "dropout": 1.0}, "--dropout 1.0 must be 0 or more and below 1"),
+        (FlowTrainingConfig, {**REGION, "zeros_per_flow": -1.0}, "--zeros_per_flow -1.0 must be 0 or more"),
+        (FlowTrainingConfig, {**REGION, "context_m": [500.0, 0.0]}, r"--context_m \[500.0, 0.0\] must be above 0"),
+        (FlowTrainingConfig, {**REGION, "loss": "balanced_mse", "universe": "full"}, "--loss balanced_mse .* use --loss poisson or multi"),
+        (FlowTrainingConfig, {**REGION, "region": ["M1", "M1"]}, "--region M1 M1 names a region twice"),
+        (FlowTrainingConfig, {**TWO, "units_path": ["u.gpkg"]}, r"--units_path names 1 files for 2 regions \(M1 M2\); give one for each"),
+        (FlowTrainingConfig, {**REGION, "flows_path": ["a", "b"]}, r"--flows_path names 2 files for 1 regions \(M1\)"),
+        (RegionConfig, {**TWO, "node_feats_path": ["a", "b", "c"]}, "--node_feats_path names 3 files for 2 regions"),
+        (TreesConfig, {"num_leaves": 1}, "--trees.num_leaves 1 must be 2 or more"),
+        (TreesConfig, {"feature_share": 0.0}, "--trees.feature_share 0.0 must be above 0 and at most 1"),
+        (TreesConfig, {"pair_share": 1.5}, "--trees.pair_share 1.5 must be above 0 and at most 1"),
+        (FlowTestConfig, TWO, "--region M1 M2 names 2 regions; test one at a time"),
+        (FlowTestConfig, {**REGION, "top_k": -1}, "--top_k -1 must be 0 or more"),
+        (FlowTestConfig, {**REGION, "min_flow": -0.5}, "--min_flow -0.5 must be 0 or more"),
+        (EvaluateConfig, {**REGION, "seeds": 0}, "--seeds 0 must be above 0"),
+        (EvaluateConfig, {**REGION, "splits": ["town"]}, "--splits town must be among origin, unit, block, city, pair"),
+        (EvaluateConfig, {**REGION, "universes": ["all"]}, "--universes all must be among gt10, positive, full"),
+        (EvaluateConfig, {**REGION, "baselines": ["magic"]}, "--baselines magic must be among gravity, radiation, deep_gravity, gmel"),
+        (EvaluateConfig, {**TWO, "splits": ["city"], "test_region": ["M3"]}, "--test_region M3 must be among M1, M2"),
+        (EvaluateConfig, {**TWO, "splits": ["city"]}, "--splits city and --test_region go together"),
+        (EvaluateConfig, {**TWO, "test_region": ["M2"]}, "--splits city and --test_region go together"),
         (EncoderConfig, {"data_path": "p", "seed": -1}, "--seed -1 must be 0 or more"),
         (FlowTrainingConfig, {**REGION, "seed": -1}, "--seed -1 must be 0 or more"),
         (SyntheticConfig, {"seed": -1}, "--seed -1 must be 0 or more"),
@@ -87,3 +111,16 @@ def test_a_run_needs_a_name(log):
 def test_the_checkpoint_has_the_published_name():
     assert EncoderConfig(data_path="p", model_path="m", log="log/M1_l8.log", total_epoch=7).checkpoint == "m/M1_l8_img_7.pth"
     assert FlowTrainingConfig(**REGION, output_dir="out", log="M1_l8-log.txt").model_dir == "out/M1_l8"
+
+
+def test_each_region_has_its_files_in_the_order_given():
+    paths = {"units_path": ["u1", "u2"], "flows_path": ["f1", "f2"], "distance_path": ["d1", "d2"]}
+    first, second = RegionConfig(node_feats_path=["a.csv", "b.csv"], region=["M1", "M2"], **paths).places()
+    assert first == flow_config.Place("M1", "a.csv", "u1", "f1", "d1")
+    assert second == flow_config.Place("M2", "b.csv", "u2", "f2", "d2")
+
+
+def test_one_table_of_features_may_serve_all_regions_and_other_files_are_looked_for():
+    config = RegionConfig(**TWO)
+    assert config.places() == [flow_config.Place(name, "n.csv", None, None, None) for name in ("M1", "M2")]
+    assert (config.name, RegionConfig(**REGION).name) == ("M1+M2", "M1")
