@@ -20,14 +20,17 @@ import torch
 from imagery2flow.flows import metrics
 from imagery2flow.flows.breakdown import by_distance, by_origin, by_volume, calibration
 from imagery2flow.flows.controls import MODEL, as_seen, variants
+from imagery2flow.flows.graph import great_circle_m
 from imagery2flow.flows.learning import learn
+from imagery2flow.flows.record import SAME_PLACE_M
 from imagery2flow.flows.region import Region, join_regions, load_place
 from imagery2flow.flows.results import markdown
 from imagery2flow.flows.scoring import scored_pairs
-from imagery2flow.flows.splits import Split, check_split, draw_split, label_ranked
+from imagery2flow.flows.splits import SPLITS, Split, check_split, draw_split, label_ranked
 from imagery2flow.flows.table import FlowTable
 from imagery2flow.flows.training import region_population
 from imagery2flow.run.device import choose_device, deterministic_on_cpu
+from imagery2flow.run.errors import InputError, shown
 from imagery2flow.run.files import check_output_folder, write_json, write_table
 from imagery2flow.run.flow_config import EvaluateConfig, UniverseName
 from imagery2flow.run.stage import Ledger
@@ -99,22 +102,45 @@ def evaluate(config: EvaluateConfig, ledger: Ledger) -> Path:
 
 
 def trials(config: EvaluateConfig, ledger: Ledger) -> Iterator[Trial]:
-    """Every combination of split, universe and seed; all are checked before the first is run."""
+    """Every combination of split, universe and seed; all are checked before the first is run.
+
+    Raises:
+        InputError: A file cannot be used, a split is empty, or a universe is not supported by a flow table.
+    """
     regions = {place.region: load_place(config, place, ledger, flows_required=True) for place in config.places()}
     source = join_regions([region for name, region in regions.items() if name not in config.test_region])
     target = join_regions([regions[name] for name in config.test_region]) if config.test_region else source
-    population = region_population(dataclasses.replace(config, population_path=config.population_path), source, ledger)
+    if config.test_region:
+        refuse_shared_units(source, target)
+    population = region_population(config, source, ledger)
     found = []
     for name in config.splits:
         for universe in config.universes:
             for seed in range(config.seed, config.seed + config.seeds):
                 split = city_split(source, seed) if name == "city" else draw_split(name, source, population, seed)
                 trial = Trial(name, universe, seed, source, target if name == "city" else source, split)
-                if name != "city":
-                    check_split(split, source.observed().universe(universe), universe)
-                assert len(trial.test_pairs())
+                check_split(split, source.observed().universe(universe), universe, SPLITS[:2] if name == "city" else SPLITS)
+                if not (trial.test_pairs().count > 0).any():
+                    raise InputError(
+                        f"the region {target.name}, held out whole, has no flow of the universe {universe}; use --universes positive, or another --test_region"
+                    )
                 found.append(trial)
     return iter(found)
+
+
+def refuse_shared_units(source: Region, target: Region) -> None:
+    """Refuses a test in a city some of whose units are trained on; as ids of tiles may repeat, a unit is known by its id and place.
+
+    Raises:
+        InputError: A unit is in both.
+    """
+    place = pd.DataFrame({"x": source.graph.longitude, "y": source.graph.latitude}, index=list(source.graph.geocodes))
+    place = place.reindex(list(target.graph.geocodes))
+    near = great_circle_m(target.graph.longitude, target.graph.latitude, place.x.to_numpy(), place.y.to_numpy()) < SAME_PLACE_M
+    if near.any():
+        raise InputError(
+            f"the regions {source.name}, trained on, and {target.name}, held out whole, share {near.sum()} units ({shown(place.index[near])}); leave those out of one of them"
+        )
 
 
 def city_split(source: Region, seed: int) -> Split:

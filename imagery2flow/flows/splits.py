@@ -185,14 +185,14 @@ def read_split(path: str, kind: str, geocodes: Sequence[str], ledger: Ledger) ->
     return Split(kind, by_id.reindex(list(geocodes)).fillna("").to_numpy(object))
 
 
-def check_split(split: Split, pairs: FlowTable, universe: str) -> None:
-    """Refuses a split in which training, validation or test has no flow.
+def check_split(split: Split, pairs: FlowTable, universe: str, names: Sequence[str] = SPLITS) -> None:
+    """Refuses a split in which training, validation or test, or those of them that are named, have no flow.
 
     Raises:
         InputError: One is empty.
     """
     label = split.of(pairs)[pairs.count > 0]
-    for name in SPLITS:
+    for name in names:
         if not (label == name).any():
             raise InputError(
                 f"the {name} split has no flow of the universe {universe} (of {len(label):,} such flows in all); use more units, --universe positive, or another --split_path"

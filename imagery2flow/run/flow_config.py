@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -205,10 +206,19 @@ class FlowTrainingConfig(RegionConfig):
             require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         require(0 <= self.dropout < 1, "dropout", self.dropout, "0 or more and below 1")
         require(all(radius > 0 for radius in self.context_m), "context_m", self.context_m, "above 0")
-        if self.loss == "balanced_mse" and self.universe == "full":
-            raise InputError(
-                "--loss balanced_mse takes the logarithm of counts and --universe full holds zeros; use --loss poisson or multinomial"
-            )
+        check_zeros(self.loss, [self.universe])
+
+
+def check_zeros(loss: str, universes: Sequence[str]) -> None:
+    """Refuses a loss that zeros are not for.
+
+    Raises:
+        InputError: The loss takes logarithms of counts and a universe holds zeros.
+    """
+    if loss == "balanced_mse" and "full" in universes:
+        raise InputError(
+            "--loss balanced_mse takes the logarithm of counts and the universe full holds zeros; use --loss poisson or multinomial"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -280,6 +290,11 @@ class EvaluateConfig(FlowTrainingConfig):
         ):
             for value in getattr(self, name):
                 require(value in known, name, value, f"among {', '.join(known)}")
+        check_zeros(self.loss, self.universes)
+        if not set(self.region) - set(self.test_region):
+            raise InputError(
+                f"--test_region {' '.join(self.test_region)} holds out every region of --region; name another in --region to train on"
+            )
         if ("city" in self.splits) != bool(self.test_region):
             raise InputError("--splits city and --test_region go together: name the regions to hold out whole")
 
