@@ -60,6 +60,7 @@ def run_all(folder: Path, shuffle: bool = False) -> dict[str, str]:
         said[f"3 {city}"] = run(folder, "get_img_embedding.py", STAGE_3.format(city=city)).stderr
         if shuffle:
             shuffle_table(folder / f"data/{city}/l8_M1.csv", 4)
+            shuffle_table(folder / f"data/{city}/l8_M1_untrained.csv", 5)
     said["4"] = run(folder, "train_ODPrediction.py", STAGES_4_AND_5.format(city="M1")).stdout
     said["5"] = run(folder, "test_ODPrediction.py", STAGES_4_AND_5.format(city="M2")).stdout
     said["results"] = run(folder, "imagery2flow", "results --log M1_l8_2020").stdout
@@ -88,11 +89,14 @@ def test_every_artefact_is_where_the_next_stage_and_the_user_look_for_it(pipelin
         table = pd.read_csv(folder / f"data/{city}/l8_M1.csv", dtype=IDS)
         assert table.columns[:513].tolist() == ["geocode", *map(str, range(512))]
         assert sorted(table.geocode) == sorted(gpd.read_file(folder / f"data/{city}/units.gpkg").GEOID20)
+        assert pd.read_csv(folder / f"data/{city}/l8_M1_untrained.csv", dtype=IDS).geocode.tolist() == table.geocode.tolist()
     names = {path.name for path in (folder / "ckpt").iterdir()}
     assert names == {f"M1_l8_img_2{ending}" for ending in (".pth", "_loss.png", "_metrics.csv", "_run.json")}
     model = {"od_model.pt", "lightgbm.txt", "split.csv", "training.csv", "metrics.json", "run.json", "results.csv", "results_run.json"}
     tables = {"predictions_bilinear.csv", "predictions_lightgbm.csv"}
-    assert {path.name for path in (folder / "outputs/M1_l8_2020").iterdir()} == model | tables | {"M2_2020"}
+    assert {path.name for path in (folder / "outputs/M1_l8_2020").iterdir()} == model | tables | {"M2_2020", "controls"}
+    controls = {"distance_only", "band_statistics", "shuffled_images", "untrained_encoder"}
+    assert {path.name for path in (folder / "outputs/M1_l8_2020/controls").iterdir()} == controls
     assert {path.name for path in (folder / "outputs/M1_l8_2020/M2_2020").iterdir()} == tables | {"metrics.json", "run.json"}
 
 
@@ -101,9 +105,11 @@ def test_every_stage_says_what_came_in_and_what_went_out(pipeline):
     assert "in: 70 units; out: 70 patches; left out: nothing" in said["1 M1"]
     assert "in: 70 patches; out: 2 epochs" in said["2"]
     assert "out: 40 embeddings" in said["3 M2"]
-    assert "M1: held-out origins, trained on gt10" in said["4"]
+    assert "M1: held out by origin, trained on gt10" in said["4"]
     assert "M2: predicted by the model of M1" in said["5"]
-    for predictor in ("bilinear", "lightgbm", "constant", "best reachable"):
+    controls = ["distance only", "band statistics"]
+    controls += [f"{decoder}, {name}" for decoder in ("bilinear", "lightgbm") for name in ("shuffled images", "untrained encoder")]
+    for predictor in ("bilinear", "lightgbm", "constant", "best reachable", *controls):
         assert said["results"].count(f"| {predictor} ") == 4  # two cities, two universes
 
 
@@ -138,6 +144,8 @@ def test_the_order_of_rows_of_units_patches_vectors_and_flows_changes_no_result(
     folder, _ = pipeline
     run_all(tmp_path, shuffle=True)
     first, second = content(folder), content(tmp_path)
-    permuted = ("units.gpkg", "flows.csv", "manifest.csv", "l8_M1.csv")
-    assert all(first[f"data/M1/{name}"] != second[f"data/M1/{name}"] for name in ("units.gpkg", "flows.csv", "l8_M1.csv"))
+    permuted = ("units.gpkg", "flows.csv", "manifest.csv", "l8_M1.csv", "l8_M1_untrained.csv")
+    assert all(
+        first[f"data/M1/{name}"] != second[f"data/M1/{name}"] for name in ("units.gpkg", "flows.csv", "l8_M1.csv", "l8_M1_untrained.csv")
+    )
     assert [name for name in first if first[name] != second[name] and not name.endswith(permuted)] == []

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from imagery2flow.flows.evaluate import reachable_scores
+from imagery2flow.flows.results import reachable_scores
 from tests.test_end_to_end import run
 
 TARGET = 0.9  # of the reachable CPC
@@ -30,7 +30,7 @@ def metro(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def share_of_reachable(metro: Path, vectors: str, universe: str) -> dict[str, float]:
     """CPC on held-out origins, as a share of the CPC that the law itself reaches there, by predictor."""
-    flags = f"--log {vectors}_{universe} --node_feats_path {vectors}.csv --region M1 --universe {universe} --device cpu"
+    flags = f"--log {vectors}_{universe} --node_feats_path {vectors}.csv --region M1 --universe {universe} --controls false --device cpu"
     run(metro, "train_ODPrediction.py", f"{flags} --population_path data/M1/population.csv")
     folder = metro / "outputs" / f"{vectors}_{universe}"
     scores = json.loads((folder / "metrics.json").read_text())

@@ -56,7 +56,7 @@ def test_staten_island_goes_through_all_five_stages(tmp_path):
     table = pd.read_csv(tmp_path / "outputs/si/staten_island_2015/predictions_lightgbm.csv", dtype=IDS)
     assert len(table) == 110 * 110
     assert table["count"].notna().sum() == 8172
-    assert "begin in units that the model was trained or chosen on" in said
+    assert "belong to units that the model was trained or chosen on" in said
 
 
 @needs
@@ -65,7 +65,7 @@ def test_san_franciscos_ids_keep_their_leading_zero_through_stage_4(tmp_path):
     said = run(
         tmp_path,
         "train_ODPrediction.py",
-        f"--node_feats_path {source}/features_acs_osm.csv --log sf {flags_of_flows('san_francisco')} --max_epochs 10 --embedding_size 32",
+        f"--node_feats_path {source}/features_acs_osm.csv --log sf {flags_of_flows('san_francisco')} --max_epochs 10 --embedding_size 32 --controls false",
     ).stderr
     assert "in: 196 units, 196 embeddings, 25,724 flows" in said
     table = pd.read_csv(tmp_path / "outputs/sf/predictions_bilinear.csv", dtype=IDS)

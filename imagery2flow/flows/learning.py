@@ -54,9 +54,7 @@ def learn(config: FlowTrainingConfig, region: Region, split: Split, ledger: Ledg
         InputError: The training diverged.
     """
     scaling = fit_scaling(region, config.area_feature, config.num_components, config.context_m)
-    ledger.say(
-        f"{len(region.columns):,} columns of features, of which the network sees {scaling.in_dim:,} after reduction and with the surroundings"
-    )
+    ledger.say(f"{len(region.columns):,} columns of features, of which the network sees {scaling.in_dim:,}")
     pairs = region.observed().universe(config.universe)
     label = split.of(pairs)
     train, valid = (pairs.select(label == name) for name in ("train", "valid"))

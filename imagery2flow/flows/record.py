@@ -75,7 +75,7 @@ class Embedder:
         if self.trees.embeddings and hidden is not None:
             parts.append(hidden.cpu().numpy())
         if self.trees.unit_features:
-            parts.append(features)
+            parts += [features, self.scaling.surroundings(region).astype(np.float32)]
         potential = None
         if self.potentials is not None:
             potential = self.potentials.of(features.astype(np.float64))

@@ -9,7 +9,6 @@ units: a network that reads all 512 columns of a ResNet-18 embedding learns its 
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -43,8 +42,8 @@ class Scaling:
         edge_m: Longest edge of the source region's graph.
         area_feature: Whether the logarithm of the unit's area is a column.
         context_m: Radii of the surroundings.
-        context_mean: Per column of the surroundings.
-        context_std: Per column of the surroundings; 1 for a constant one.
+        low: Smallest feature of the source region's units [in_dim].
+        high: Largest [in_dim].
     """
 
     columns: tuple[str, ...]
@@ -55,14 +54,13 @@ class Scaling:
     edge_m: float
     area_feature: bool
     context_m: tuple[float, ...]
-    context_mean: np.ndarray
-    context_std: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
 
     @property
     def in_dim(self) -> int:
         """Number of features that the network sees."""
-        own = len(self.mean) if self.projection is None else self.projection.shape[1]
-        return own + len(self.context_mean)
+        return len(self.mean) if self.projection is None else self.projection.shape[1]
 
     def features(self, region: Region) -> np.ndarray:
         """Features of a region's units as the network sees them: [num_units, in_dim].
@@ -76,16 +74,18 @@ class Scaling:
                 f"the features of {region.name} have {len(region.columns)} columns but the model was trained on {len(self.columns)} "
                 f"(missing: {shown(absent) or 'none'}; unknown: {shown(extra) or 'none'}); embed this region with the encoder that the model was trained with"
             )
-        own, around = self.own_features(region)
-        return np.concatenate([own, (around - self.context_mean) / self.context_std], axis=1)
+        scaled = self.standardised(region)
+        return np.clip(scaled if self.projection is None else scaled @ self.projection, self.low, self.high)
 
-    def own_features(self, region: Region) -> tuple[np.ndarray, np.ndarray]:
-        """Scaled features of the units themselves [num_units, own], and unscaled ones of their surroundings [num_units, around]."""
-        order = [region.columns.index(column) for column in self.columns]
-        scaled = (raw_features(region.embeddings[:, order], region.graph, self.area_feature) - self.mean) / self.std
-        own = scaled if self.projection is None else scaled @ self.projection
+    def surroundings(self, region: Region) -> np.ndarray:
+        """Averages over the surroundings, of the named columns or, where there are none, of all features: [num_units, around]."""
         named = [number for number, column in enumerate(self.columns) if not column.isdigit()]
-        return own, surroundings(scaled[:, named] if named else own, region, self.context_m)
+        return surroundings(self.standardised(region)[:, named] if named else self.features(region), region, self.context_m)
+
+    def standardised(self, region: Region) -> np.ndarray:
+        """Columns of zero mean and unit deviation in the source region: [num_units, num_columns]."""
+        order = [region.columns.index(column) for column in self.columns]
+        return (raw_features(region.embeddings[:, order], region.graph, self.area_feature) - self.mean) / self.std
 
     def graph_tensors(self, region: Region, device: torch.device) -> GraphTensors:
         """The region as tensors.
@@ -126,20 +126,20 @@ def fit_scaling(region: Region, area_feature: bool, num_components: int, context
     mean, std = moments(raw)
     numbered = np.array([column.isdigit() for column in region.columns] + [False] * area_feature, dtype=bool)
     reduce = 0 < num_components < numbered.sum()
-    scaling = Scaling(
+    projection = fit_projection((raw - mean) / std, numbered, num_components) if reduce else None
+    seen = (raw - mean) / std if projection is None else (raw - mean) / std @ projection
+    return Scaling(
         columns=region.columns,
         mean=mean,
         std=std,
-        projection=fit_projection((raw - mean) / std, numbered, num_components) if reduce else None,
+        projection=projection,
         distance_m=max(largest_distance_m(region), 1.0),
         edge_m=max(float(region.graph.edge_distance_m().max(initial=0.0)), 1.0),
         area_feature=area_feature,
         context_m=tuple(context_m),
-        context_mean=np.zeros(0),
-        context_std=np.ones(0),
+        low=seen.min(axis=0),
+        high=seen.max(axis=0),
     )
-    context_mean, context_std = moments(scaling.own_features(region)[1])
-    return dataclasses.replace(scaling, context_mean=context_mean, context_std=context_std)
 
 
 def moments(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

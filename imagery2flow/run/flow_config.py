@@ -28,7 +28,7 @@ class TreesConfig:
         objective: poisson fits expected counts, l2 is the published squared error on raw counts.
         early_stopping: Stop after this many trees without a better validation score, then fit so many on training and validation pairs together; 0 is the published fixed number of trees.
         embeddings: Give the trees the network's embeddings of both ends, as published.
-        unit_features: Give the trees the features of both ends that the network sees. Published: not.
+        unit_features: Give the trees the features of both ends that the network sees, and those of their surroundings. Published: not.
         potentials: Give the trees the outflow and inflow that imagery alone predicts for both ends. Published: not.
     """
 
@@ -154,7 +154,7 @@ class FlowTrainingConfig(RegionConfig):
         loss: poisson, the likelihood of the counts; multinomial, that of the destinations of each origin and of its outflow; balanced_mse, as published, on log2 of the counts.
         area_feature: Add the logarithm of each unit's area to its features.
         num_components: Principal components to which the numbered columns (an image embedding) are reduced if there are more; 0 keeps them, as published.
-        context_m: Radii in metres over which the named columns, such as the bands' means, are averaged around each unit; none is the published model.
+        context_m: Radii in metres over which the named columns, such as the bands' means, are averaged around each unit, for the trees; none is the published model.
         dropout: Share of the features that is hidden at random in training; half that share within the network. Published: 0.
         unit_terms: Give the bilinear decoder a term for the origin and one for the destination; the published one has none.
         pair_distance: Give the bilinear decoder a term for the pair's distance; the published one has none.
@@ -186,7 +186,7 @@ class FlowTrainingConfig(RegionConfig):
     loss: Literal["poisson", "multinomial", "balanced_mse"] = "poisson"
     area_feature: bool = True
     num_components: int = 8
-    context_m: list[float] = field(default_factory=lambda: [500.0, 1500.0, 4000.0])
+    context_m: list[float] = field(default_factory=lambda: [1000.0])
     dropout: float = 0.05
     unit_terms: bool = True
     pair_distance: bool = True

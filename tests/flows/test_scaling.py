@@ -145,27 +145,33 @@ def test_few_columns_are_not_reduced(region):
 RADII_M = (1500.0, 4000.0)
 
 
-def test_surroundings_are_standardised_behind_the_features_and_another_region_keeps_the_sources_scale(region):
-    scaling, own = fit_scaling(region, False, 0, RADII_M), fit_scaling(region, False, 0)
-    assert scaling.in_dim == 3 + 2 * (3 + 1)
-    around = surroundings(own.features(region), region, RADII_M)
-    found = scaling.features(region)
-    np.testing.assert_array_equal(found[:, :3], own.features(region))
-    np.testing.assert_allclose(found[:, 3:], (around - around.mean(axis=0)) / around.std(axis=0), atol=1e-9)
-    other = make_region(seed=1)
-    expected = (surroundings(own.features(other), other, RADII_M) - around.mean(axis=0)) / around.std(axis=0)
-    np.testing.assert_allclose(scaling.features(other)[:, 3:], expected, atol=1e-9)
+def test_surroundings_are_averages_of_the_sources_scale_and_not_the_networks(region):
+    scaling = fit_scaling(region, False, 0, RADII_M)
+    assert scaling.in_dim == 3
+    for place in (region, make_region(seed=1)):
+        scaled = (place.embeddings - scaling.mean) / scaling.std
+        np.testing.assert_allclose(scaling.standardised(place), scaled)
+        np.testing.assert_allclose(scaling.surroundings(place), surroundings(scaling.features(place), place, RADII_M))
 
 
 def test_where_columns_have_names_those_are_averaged_around_a_unit():
     names = (*map(str, range(10)), "red_mean", "population")
     region = dataclasses.replace(wide_region(), columns=names)
-    scaling, own = fit_scaling(region, True, 2, RADII_M), fit_scaling(region, True, 2)
-    assert scaling.in_dim == 2 + 2 + 1 + 2 * (2 + 1)
-    around = surroundings(own.features(region)[:, 2:4], region, RADII_M)
-    np.testing.assert_allclose(scaling.features(region)[:, 5:], (around - around.mean(axis=0)) / around.std(axis=0), atol=1e-9)
+    scaling = fit_scaling(region, True, 2, RADII_M)
+    assert scaling.in_dim == 2 + 2 + 1
+    np.testing.assert_allclose(scaling.surroundings(region), surroundings(scaling.features(region)[:, 2:4], region, RADII_M))
+
+
+def test_another_regions_features_are_held_within_the_range_of_the_source(region):
+    scaling = fit_scaling(region, True, 0)
+    own = scaling.features(region)
+    far = dataclasses.replace(region, embeddings=region.embeddings * 10)
+    found = scaling.features(far)
+    np.testing.assert_array_equal(found.min(axis=0), own.min(axis=0))
+    np.testing.assert_array_equal(found.max(axis=0), own.max(axis=0))
+    inside = dataclasses.replace(region, embeddings=region.embeddings * 0.5 + region.embeddings.mean(axis=0) * 0.5)
+    np.testing.assert_allclose(scaling.features(inside), scaling.standardised(inside))
 
 
 def test_without_radii_there_are_no_surroundings(region):
-    scaling = fit_scaling(region, True, 0, ())
-    assert (scaling.in_dim, scaling.context_mean.shape, scaling.context_std.shape) == (4, (0,), (0,))
+    assert fit_scaling(region, True, 0, ()).surroundings(region).shape == (len(region.embeddings), 0)

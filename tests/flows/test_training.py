@@ -221,11 +221,12 @@ def test_features_are_reduced_to_components_that_travel_with_the_model(town, mon
     assert content["model"]["layers.0.res.weight"].shape == (8, 3)
 
 
-def test_surroundings_are_features_if_asked_for(town, monkeypatch):
+def test_surroundings_are_features_of_the_trees_if_asked_for(town, monkeypatch):
     train(town, monkeypatch, max_epochs=1, context_m=[2000.0])
     content = torch.load(town / MODEL / "od_model.pt", weights_only=True)
     assert content["scaling"]["context_m"] == [2000.0]
-    assert content["model"]["layers.0.res.weight"].shape == (8, 4 + 5)
+    assert content["model"]["layers.0.res.weight"].shape == (8, 4)
+    assert set(content["tree_columns"].tolist()) <= set(range(2 * (4 + 3 + 1) + 4))
 
 
 @pytest.mark.parametrize("split", ["unit", "block", "pair"])
