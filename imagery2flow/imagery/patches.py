@@ -284,6 +284,9 @@ def write_patch(path: Path, values: np.ndarray, valid: np.ndarray, scene: Scene,
         "crs": scene.crs,
         "transform": window_transform(window, scene.transform),
         "nodata": 0 if zero_is_free else None,
+        # Unless told, GDAL labels the fourth of four uint8 bands as alpha, and whoever reads the patch loses it.
+        "photometric": "MINISBLACK",
+        "alpha": "NO",
     }
     with rasterio.open(path, "w", **profile) as patch:  # into a temporary folder; see cut_patches
         patch.write(values)

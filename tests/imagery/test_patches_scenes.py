@@ -68,6 +68,19 @@ def test_bands_are_chosen_by_name_and_named_in_the_patches(tmp_path, write_scene
     assert load_patches(str(folder), [], quiet()).normalisation.band_names == ("thermal", "red")
 
 
+@pytest.mark.parametrize("lowest", [0, 1])  # a patch with valid zeros carries a mask, one without has nodata 0
+def test_a_fourth_uint8_band_without_a_name_reaches_the_encoder(tmp_path, write_scene, write_units, lowest):
+    values = noise(4, 9, 9, "uint8")
+    values[3, 2, 2] = lowest
+    scene = write_scene(values, photometric="RGB", alpha="NO")  # as aerial photographs with near infrared are delivered
+    folder, _, _ = cut(tmp_path, scene, write_units({"a": rectangle(1, 1, 4, 5)}))
+    with rasterio.open(folder / "l8_2020_a.tif") as patch:
+        assert "alpha" not in [kind.name for kind in patch.colorinterp]
+    patches = load_patches(str(folder), ["4"], quiet())
+    assert patches.valid.all()
+    assert np.array_equal(patches.patch(0)[0], values[:, 1:6, 1:5].transpose(1, 2, 0))
+
+
 def test_a_unit_at_the_edge_keeps_its_window_and_counts_what_lies_beyond_as_missing(tmp_path, write_scene, write_units):
     values = noise(1, 9, 9)
     folder, manifest, _ = cut(tmp_path, write_scene(values), write_units({"a": rectangle(-1, 7, 4, 4)}))
