@@ -105,7 +105,7 @@ def cut_patches(config: PreprocessingConfig, ledger: Ledger) -> Path:
         options = CutOptions(temporary, f"{config.tag}_{config.year}", config.all_touched, config.min_valid)
         results = cut_all(tasks, scenes, options, config.workers)
         if not any(result.row["status"] == WRITTEN for result in results):
-            named = shown(f"{scene.path}, nodata {'none' if scene.nodata is None else f'{scene.nodata:g}'}" for scene in scenes)
+            named = shown(f"{scene.path}, nodata {nodata_text(scene)}" for scene in scenes)
             raise InputError(
                 f"all {len(tasks):,} units have too few valid pixels on the scenes ({named}); check that value, or --min_valid {config.min_valid:g}"
             )
@@ -120,15 +120,25 @@ def describe_scene(scene: Scene, ledger: Ledger) -> None:
     """Says what was found in a scene, and warns of what makes it slow or ambiguous."""
     ledger.reads(scene.path)
     crs = "no CRS" if scene.crs is None else scene.crs.to_string()
-    missing = "declared by a mask" if scene.has_mask else "none declared" if scene.nodata is None else f"{scene.nodata:g}"
     ledger.note(
         f"scene {scene.path.name}: {scene.width:,} x {scene.height:,} px of {scene.gsd_m:.4g} m, "
-        f"{', '.join(scene.band_names)} ({scene.dtype}), {crs}, nodata {missing}"
+        f"{', '.join(scene.band_names)} ({scene.dtype}), {crs}, nodata {nodata_text(scene)}"
     )
+    if scene.alpha_bands:
+        ledger.note(
+            f"scene {scene.path.name}: band {', '.join(map(str, scene.alpha_bands))} is taken as alpha, not as imagery; "
+            "if it is imagery, name it with --band_names, or ask for it by its number with --bands"
+        )
     if scene.is_large_strips:
         ledger.note(
             f"scene {scene.path.name} is stored in strips and will be slow; tile it once with: rio cogeo create {scene.path} tiled.tif"
         )
+
+
+def nodata_text(scene: Scene) -> str:
+    """What marks the missing pixels of a scene."""
+    marks = [*(["declared by a mask"] if scene.has_mask else []), *(f"{value:g}" for value in scene.nodata)]
+    return " and ".join(marks) or "none declared"
 
 
 def make_tasks(config: PreprocessingConfig, scenes: Sequence[Scene], ledger: Ledger) -> list[CutTask]:

@@ -81,6 +81,15 @@ def test_a_fourth_uint8_band_without_a_name_reaches_the_encoder(tmp_path, write_
     assert np.array_equal(patches.patch(0)[0], values[:, 1:6, 1:5].transpose(1, 2, 0))
 
 
+def test_the_ledger_says_what_is_taken_as_alpha_and_what_marks_missing_pixels(tmp_path, write_scene, write_units):
+    scene, units = write_scene(noise(4, 9, 9, "uint8"), nodata=255), write_units({"a": rectangle(1, 1, 2, 2)})
+    _, _, ledger = cut(tmp_path / "mask", scene, units, nodata=0.0)
+    assert ledger.notes[0].endswith("nodata 255 and 0")
+    assert ledger.notes[1].startswith("scene scene.tif: band 4 is taken as alpha, not as imagery; if it is imagery, name it")
+    _, _, ledger = cut(tmp_path / "imagery", scene, units, bands=["1", "2", "3", "4"])
+    assert not any("alpha" in note for note in ledger.notes)
+
+
 def test_a_unit_at_the_edge_keeps_its_window_and_counts_what_lies_beyond_as_missing(tmp_path, write_scene, write_units):
     values = noise(1, 9, 9)
     folder, manifest, _ = cut(tmp_path, write_scene(values), write_units({"a": rectangle(-1, 7, 4, 4)}))
