@@ -2,8 +2,8 @@
 
 Writes, under ``<output_tif_dir>/<region>/<tag>_<year>/``:
 
-- ``<tag>_<year>_<geocode>.tif`` per unit: the scene's bands and type, 0 where a pixel is missing or outside the unit;
-- ``manifest.csv``: every unit, also those without a patch: status, scene, window, size, share of valid pixels;
+- ``<tag>_<year>_<geocode>.tif`` per unit: the scene's bands and type, 0 where a pixel is missing or, without a margin, outside the unit;
+- ``manifest.csv``: every unit, also those without a patch: status, scene, window, size, share of the unit's own pixels that are valid;
 - ``stats.json``: bands with mean, standard deviation, minimum and maximum over all valid pixels, type, scenes, pixel size.
 
 Each unit takes the scene in which most of its pixels are valid; scenes keep their own CRS, the units are reprojected. Only windows are
@@ -44,7 +44,7 @@ LOCALITY_PIXELS = 512
 
 @dataclass(frozen=True)
 class Candidate:
-    """A scene that a unit can be cut from: the window, and the outline in the scene's CRS (None keeps the whole window)."""
+    """A scene that a unit can be cut from: the window, and the unit's outline in the scene's CRS (None if the window is the unit)."""
 
     scene_number: int
     window: Window
@@ -66,6 +66,7 @@ class CutOptions:
     folder: Path
     prefix: str
     all_touched: bool
+    keep_surroundings: bool
     min_valid: float
 
 
@@ -102,7 +103,8 @@ def cut_patches(config: PreprocessingConfig, ledger: Ledger) -> Path:
     tasks = make_tasks(config, scenes, ledger)
     folder = Path(config.output_tif_dir) / config.region / f"{config.tag}_{config.year}"
     with filling(folder) as temporary:
-        options = CutOptions(temporary, f"{config.tag}_{config.year}", config.all_touched, config.min_valid)
+        prefix, keep_surroundings = f"{config.tag}_{config.year}", config.context_m is not None
+        options = CutOptions(temporary, prefix, config.all_touched, keep_surroundings, config.min_valid)
         results = cut_all(tasks, scenes, options, config.workers)
         if not any(result.row["status"] == WRITTEN for result in results):
             named = shown(f"{scene.path}, nodata {nodata_text(scene)}" for scene in scenes)
@@ -166,19 +168,18 @@ def make_tasks(config: PreprocessingConfig, scenes: Sequence[Scene], ledger: Led
 
 
 def candidates_on(scene: Scene, number: int, geometries: Any, config: PreprocessingConfig) -> Iterator[tuple[str, Candidate]]:
-    """The units whose window meets the scene."""
+    """The units that meet the scene: points by their square, zones by themselves, for a margin holds no pixel of the unit."""
     if config.mode == "points":
         windows = areal_units.point_windows(geometries, scene, config.size)
     else:
         windows = areal_units.zone_windows(geometries, scene, config.context_m)
-    keep_window = config.mode == "points" or config.context_m is not None
     column, row, width, height = windows.T
     meets = (column < scene.width) & (row < scene.height) & (column + width > 0) & (row + height > 0)
     corners = [scene.transform * corner for corner in ((0, 0), (scene.width, 0), (scene.width, scene.height), (0, scene.height))]
-    if not keep_window:
+    if config.mode == "zones":
         meets &= geometries.intersects(shapely.Polygon(corners)).to_numpy()
     for position in np.flatnonzero(meets):
-        outline = None if keep_window else geometries.iloc[position]
+        outline = geometries.iloc[position] if config.mode == "zones" else None
         yield geometries.index[position], Candidate(number, areal_units.as_window(windows[position]), outline)
 
 
@@ -235,22 +236,21 @@ def cut_chunk(tasks: Sequence[CutTask], scenes: Sequence[Scene], options: CutOpt
 
 
 def cut_unit(task: CutTask, reader: SceneReader, options: CutOptions) -> CutResult:
-    """Cuts one unit from the scene with most valid pixels, writes its patch and reports."""
+    """Cuts one unit from the scene in which most of its own pixels are valid, writes its patch and reports."""
     best: tuple[float, Candidate, np.ndarray, np.ndarray] | None = None
     for candidate in task.candidates:
         values, valid = reader.read(candidate.scene_number, candidate.window)
         inside = outline_mask(candidate, reader.scenes[candidate.scene_number], options.all_touched)
-        valid &= inside
-        share = float(valid.sum() / inside.sum())
+        share = float((valid & inside).sum() / inside.sum())
         if best is None or share > best[0]:
-            best = (share, candidate, values, valid)
+            best = (share, candidate, values, valid if options.keep_surroundings else valid & inside)
         if share == 1.0:
             break
     if best is None:
         return CutResult(manifest_row(task.geocode, OUTSIDE), None)
     share, candidate, values, valid = best
     scene = reader.scenes[candidate.scene_number]
-    status = ALL_NODATA if not valid.any() else TOO_FEW_VALID if share < options.min_valid else WRITTEN
+    status = ALL_NODATA if share == 0 else TOO_FEW_VALID if share < options.min_valid else WRITTEN
     row = manifest_row(task.geocode, status, candidate.window, scene, share)
     if status != WRITTEN:
         return CutResult(row, None)

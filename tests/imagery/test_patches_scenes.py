@@ -111,6 +111,18 @@ def test_a_margin_keeps_the_imagery_around_the_unit(tmp_path, write_scene, write
     assert np.array_equal(read(widened, "a"), values[:, 2:10, 2:10])
 
 
+def test_a_margin_does_not_make_a_patch_of_other_units_pixels(tmp_path, write_scene, write_units):
+    values = noise(1, 12, 12)
+    values[0, :4, :4], values[0, 8:, 8:10] = 0, 0  # clouds over "dark", over half of "half"
+    beyond, dark, half = rectangle(12.5, 3, 3, 3), rectangle(0, 0, 4, 4), rectangle(8, 8, 4, 4)
+    units = write_units({"beyond": beyond, "dark": dark, "half": half, "whole": rectangle(5, 4, 2, 2)})
+    folder, manifest, ledger = cut(tmp_path, write_scene(values, nodata=0), units, context_m=60.0, min_valid=0.6)
+    expected = {"beyond": "outside every scene", "dark": "all nodata", "half": "below --min_valid", "whole": "written"}
+    assert manifest.status.to_dict() == expected
+    assert manifest.valid_fraction.to_dict() == {"beyond": 0, "dark": 0, "half": 0.5, "whole": 1}
+    assert np.array_equal(read(folder, "whole"), values[:, 2:8, 3:9])
+
+
 def test_too_few_valid_pixels_leave_a_unit_out(tmp_path, write_scene, write_units):
     values = noise(1, 12, 12)
     values[0, 0, 0], values[0, 6:8, 6] = 0, 0  # 3/4 of a valid, half of b
