@@ -84,24 +84,28 @@ def load_patches(data_path: str, bands: Sequence[str], ledger: Ledger, remedy: s
     folder = Path(data_path)
     paths = find_patches(folder, ledger)
     chosen, names, all_bands = choose_patch_bands(next(iter(paths.values())), bands, ledger, remedy)
-    shapes = np.zeros((len(paths), 2), dtype=np.int64)
+    shapes: dict[str, tuple[int, ...]] = {}
     pixels: list[np.ndarray] = []
     masks: list[np.ndarray] = []
     dtype: str | None = None
-    for position, path in enumerate(tqdm(paths.values(), desc="read patches", unit="patch", disable=None)):
+    for geocode, path in tqdm(paths.items(), desc="read patches", unit="patch", disable=None):
         values, valid = read_patch(path, chosen, names, all_bands)
         if dtype not in (None, values.dtype.name):
             raise BandError(f"patch {path} holds {values.dtype.name} but the patches before it {dtype}; bring all to one type and scale")
         dtype = values.dtype.name
-        shapes[position] = valid.shape
+        if not valid.any():
+            continue
+        shapes[geocode] = valid.shape
         pixels.append(values.reshape(len(chosen), -1).T)  # [height * width, num_bands]
         masks.append(valid.reshape(-1))
     ledger.came_in["patches"] = len(paths)
-    values, valid = np.concatenate(pixels), np.concatenate(masks)
-    if not valid.any():
+    if not pixels:
         raise InputError(f"no patch of {folder} has a valid pixel; check the nodata value of the scene")
-    first_pixel = np.concatenate([[0], np.cumsum(shapes.prod(axis=1))[:-1]])
-    return PatchSet(tuple(paths), values, valid, first_pixel, shapes[:, 0], shapes[:, 1], measure(values, valid, names))
+    ledger.leave_out("patches without a valid pixel", sorted(set(paths) - set(shapes)))
+    values, valid = np.concatenate(pixels), np.concatenate(masks)
+    height, width = np.array(list(shapes.values()), dtype=np.int64).T
+    first_pixel = np.concatenate([[0], np.cumsum(height * width)[:-1]])
+    return PatchSet(tuple(shapes), values, valid, first_pixel, height, width, measure(values, valid, names))
 
 
 def find_patches(folder: Path, ledger: Ledger) -> dict[str, Path]:

@@ -182,6 +182,16 @@ def test_patches_without_a_single_valid_pixel_are_refused(write_patches, dtype):
         load_patches(str(folder), [], quiet())
 
 
+def test_a_patch_without_a_valid_pixel_is_left_out(write_patches):
+    images = {"01": noise(2, 3, 4, seed=1), "02": np.zeros((2, 5, 5), "uint16"), "03": noise(2, 4, 3, seed=2)}
+    ledger = quiet()
+    patches = load_patches(str(write_patches(images)), [], ledger)
+    assert patches.geocodes == ("01", "03")
+    assert np.array_equal(patches.patch(1)[0], images["03"].transpose(1, 2, 0))
+    assert ledger.left_out == {"patches without a valid pixel": ["02"]}
+    assert ledger.came_in == {"patches": 3}
+
+
 def test_nan_and_infinity_are_missing(tmp_path, write_scene):
     write_scene(np.array([[[1, np.nan, np.inf, 4]]], "float32"), "x_01.tif")
     patches = load_patches(str(tmp_path), [], quiet())
