@@ -106,7 +106,7 @@ def put_ids(*values: object, dtype: str = "str") -> Callable[[], object]:
     return edit_units(lambda units: units.assign(GEOID20=[*values, *units.GEOID20[len(values) :].astype(dtype)]))
 
 
-def label_units(crs: int | None) -> Callable[[], object]:
+def label_units(crs: int | str | None) -> Callable[[], object]:
     """Writes another CRS, or none, into the file of units; the coordinates stay."""
     return edit_units(lambda units: units.set_crs(crs, allow_override=True))
 
@@ -151,6 +151,7 @@ def write_distances(*rows: str, column: str = "distance_m") -> Callable[[], obje
     return write("distance.csv", f"h_geocode,w_geocode,{column}", f"{ID},{NEXT_ID},700", *rows)
 
 
+LOCAL = 'LOCAL_CS["site grid",UNIT["metre",1],AXIS["Easting",EAST],AXIS["Northing",NORTH]]'
 remove, make_folder, copy_file = later(Path.unlink), later(Path.mkdir), later(shutil.copyfile)
 
 # fmt: off
@@ -160,6 +161,7 @@ ANY_STAGE = [
 ]
 UNITS_OF_A_STAGE = [  # 1, 4 and 5
     case("units without a CRS", "", f"units {UNITS} state no CRS ... set_crs", label_units(None)),
+    case("units in a local CRS", "", f"units {UNITS} state the local CRS site grid ... set_crs", label_units(LOCAL)),
     case("metres that are labelled degrees", "", f"{UNITS} ... 400000 ... CRS", label_units(4326)),
     case("no id column", "", f"units {UNITS} have no id column GEOID20 ... name ... --id_column",
          edit_units(lambda u: u.rename(columns={"GEOID20": "name"}))),
@@ -180,6 +182,9 @@ PREPROCESSING = [
     case("an unknown mode", "--mode circle", "mode ... circle ... --help"),
     case("units in another zone", "", f"no unit of {UNITS} lies on a scene ... -70. ... scene.tif -76. ... CRS", label_units(32619)),
     case("a scene without a CRS", "", f"scene {SCENE} states no CRS ... rio edit-info", rewrite(SCENE, crs=None)),
+    case("a scene in a local CRS", "", f"scene {SCENE} states the local CRS site grid, so ... rio edit-info", rewrite(SCENE, crs=LOCAL)),
+    case("points on a scene in a local CRS", "--mode points", f"scene {SCENE} states the local CRS site grid ... rio edit-info",
+         rewrite(SCENE, crs=LOCAL)),
     case("a scene elsewhere", "", f"no unit of {UNITS} lies on a scene ... -76. ... scene.tif -75. ... name a scene of that place",
          rewrite(SCENE, transform=Affine(30, 0, 500_000, 0, -30, 4_000_000))),
     case("a text file as scene", "", f"scene {SCENE} cannot be opened ... --input_tif_path", write(SCENE, "hello")),

@@ -80,16 +80,21 @@ class Scene:
         return float(np.sqrt(side_x_m * side_y_m))
 
     def pixel_sides_m(self) -> tuple[float, float]:
-        """Width and height of a pixel in metres; of one CRS unit per pixel where there is no CRS."""
+        """Width and height of a pixel in metres; in units of the transform where no CRS says how long they are."""
         a, b, _, d, e, _ = self.transform[:6]
         side_x, side_y = float(np.hypot(a, d)), float(np.hypot(b, e))
-        if self.crs is None:
+        if self.crs is None or not self.lies_on_earth:
             return side_x, side_y
         if self.crs.is_geographic:
             _, latitude = self.transform * (self.width / 2, self.height / 2)
             return side_x * METRES_PER_DEGREE * float(np.cos(np.radians(latitude))), side_y * METRES_PER_DEGREE
         _, metres_per_unit = self.crs.linear_units_factor
         return side_x * metres_per_unit, side_y * metres_per_unit
+
+    @property
+    def lies_on_earth(self) -> bool:
+        """Whether the CRS ties the pixels to places; without one, or with a local one (of a building site, a sheet of paper), none does."""
+        return self.crs is not None and (self.crs.is_geographic or self.crs.is_projected)
 
     @property
     def is_large_strips(self) -> bool:

@@ -116,7 +116,7 @@ def test_a_margin_does_not_make_a_patch_of_other_units_pixels(tmp_path, write_sc
     values[0, :4, :4], values[0, 8:, 8:10] = 0, 0  # clouds over "dark", over half of "half"
     beyond, dark, half = rectangle(12.5, 3, 3, 3), rectangle(0, 0, 4, 4), rectangle(8, 8, 4, 4)
     units = write_units({"beyond": beyond, "dark": dark, "half": half, "whole": rectangle(5, 4, 2, 2)})
-    folder, manifest, ledger = cut(tmp_path, write_scene(values, nodata=0), units, context_m=60.0, min_valid=0.6)
+    folder, manifest, _ = cut(tmp_path, write_scene(values, nodata=0), units, context_m=60.0, min_valid=0.6)
     expected = {"beyond": "outside every scene", "dark": "all nodata", "half": "below --min_valid", "whole": "written"}
     assert manifest.status.to_dict() == expected
     assert manifest.valid_fraction.to_dict() == {"beyond": 0, "dark": 0, "half": 0.5, "whole": 1}
@@ -145,10 +145,11 @@ def test_the_published_grid_of_a_4800_pixel_scene_has_361_tiles(tmp_path, write_
     assert sum(path.suffix == ".tif" for path in folder.iterdir()) == 361
 
 
-def test_the_grid_needs_no_crs_and_the_stride_is_the_size_by_default(tmp_path, write_scene):
+@pytest.mark.parametrize("crs", [None, 'LOCAL_CS["site grid",UNIT["metre",1]]'])
+def test_the_grid_needs_no_crs_and_the_stride_is_the_size_by_default(tmp_path, write_scene, crs):
     values = noise(3, 8, 12, "uint8")
     values[:, :4, :4] = 0
-    folder, manifest, ledger = cut(tmp_path, write_scene(values, crs=None, nodata=0), mode="grid", size=4)
+    folder, manifest, ledger = cut(tmp_path, write_scene(values, crs=crs, nodata=0), mode="grid", size=4)
     assert ledger.summary() == "in: 6 tiles; out: 5 patches; left out: 1 all nodata (r0000c0000)"
     assert np.array_equal(read(folder, "r0001c0002"), values[:, 4:8, 8:12])
     assert manifest.status["r0000c0000"] == "all nodata"
