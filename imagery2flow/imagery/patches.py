@@ -37,6 +37,7 @@ from imagery2flow.run.stage import Ledger
 
 WRITTEN, OUTSIDE, ALL_NODATA, TOO_FEW_VALID = "written", "outside every scene", "all nodata", "below --min_valid"
 WINDOW_COLUMNS = ("column_offset", "row_offset", "width", "height")
+WELL_COVERED = 0.95  # share of a unit's pixels; units below are named in the ledger
 UNITS_PER_CHUNK = 64
 # Units are cut in the order of scene tiles of this side, so that GDAL's block cache serves neighbours.
 LOCALITY_PIXELS = 512
@@ -102,7 +103,7 @@ def cut_patches(config: PreprocessingConfig, ledger: Ledger) -> Path:
         describe_scene(scene, ledger)
     tasks = make_tasks(config, scenes, ledger)
     folder = Path(config.output_tif_dir) / config.region / f"{config.tag}_{config.year}"
-    with filling(folder) as temporary:
+    with filling(folder, last="manifest.csv") as temporary:
         prefix, keep_surroundings = f"{config.tag}_{config.year}", config.context_m is not None
         options = CutOptions(temporary, prefix, config.all_touched, keep_surroundings, config.min_valid)
         results = cut_all(tasks, scenes, options, config.workers)
@@ -111,9 +112,9 @@ def cut_patches(config: PreprocessingConfig, ledger: Ledger) -> Path:
             raise InputError(
                 f"all {len(tasks):,} units have too few valid pixels on the scenes ({named}); check that value, or --min_valid {config.min_valid:g}"
             )
-    manifest = pd.DataFrame([result.row for result in results])
-    write_table(folder / "manifest.csv", manifest.astype(dict.fromkeys(WINDOW_COLUMNS, "Int64")))
-    write_json(folder / "stats.json", collect_statistics(results, scenes, config))
+        manifest = pd.DataFrame([result.row for result in results])
+        write_table(temporary / "manifest.csv", manifest.astype(dict.fromkeys(WINDOW_COLUMNS, "Int64")))
+        write_json(temporary / "stats.json", collect_statistics(results, scenes, config))
     fill_ledger(ledger, results, folder)
     return folder / "run.json"
 
@@ -348,7 +349,14 @@ def fill_ledger(ledger: Ledger, results: Sequence[CutResult], folder: Path) -> N
     """Counts what became of every unit."""
     for status in (OUTSIDE, ALL_NODATA, TOO_FEW_VALID):
         ledger.leave_out(status, [result.row["geocode"] for result in results if result.row["status"] == status])
-    ledger.went_out["patches"] = sum(result.row["status"] == WRITTEN for result in results)
+    written = [result.row for result in results if result.row["status"] == WRITTEN]
+    ledger.went_out["patches"] = len(written)
+    partial = [row["geocode"] for row in written if row["valid_fraction"] < WELL_COVERED]
+    if partial:
+        ledger.note(
+            f"{len(partial):,} units are covered by less than {WELL_COVERED:.0%} by imagery ({shown(partial)}); "
+            "a unit takes one scene: where it lies on two beside each other, merge them first, with: rio merge"
+        )
     ledger.note(f"patches, manifest.csv and stats.json are in {folder}")
 
 

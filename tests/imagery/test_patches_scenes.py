@@ -45,6 +45,15 @@ def test_of_overlapping_scenes_the_one_with_most_valid_pixels_wins(tmp_path, wri
     assert np.array_equal(read(folder, "both"), cloudy[:, 12:15, 12:15])
 
 
+def test_a_unit_that_lies_on_two_scenes_beside_each_other_is_named(tmp_path, write_scene, write_units):
+    east = from_origin(LEFT + 20 * GSD_M, TOP, GSD_M, GSD_M)
+    scenes = [write_scene(noise(1, 20, 20), "west.tif"), write_scene(noise(1, 20, 20), "east.tif", transform=east)]
+    shapes = {"both": rectangle(14, 4, 10, 4), "mostly": rectangle(0, 0, 20.4, 10), "west": rectangle(2, 2, 4, 4)}
+    _, manifest, ledger = cut(tmp_path, scenes, write_units(shapes))
+    assert manifest.valid_fraction.to_dict() == {"both": 0.6, "mostly": 1.0, "west": 1.0}
+    assert any(note.startswith("1 units are covered by less than 95% by imagery (both); a unit takes one scene") for note in ledger.notes)
+
+
 def test_scenes_with_other_bands_are_refused(tmp_path, write_scene, write_units):
     scenes = [write_scene(noise(1, 9, 9), "a.tif", names=["red"]), write_scene(noise(1, 9, 9), "b.tif", names=["nir"])]
     with pytest.raises(BandError, match="choose common ones with --bands"):
