@@ -28,6 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SCENE, UNITS, FLOWS, FEATURES = "data/M1/scene.tif", "data/M1/units.gpkg", "data/M1/flows.csv", "data/M1/features.csv"
 POPULATION, PATCHES, MANIFEST = "data/M1/population.csv", "data/M1/l8_2020", "data/M1/l8_2020/manifest.csv"
 CKPT, MODEL, TREES = "ckpt/M1_img_1.pth", "outputs/M1/od_model.pt", "outputs/M1/lightgbm.txt"
+PREDICTIONS = "outputs/M1/M1_2020/predictions_bilinear.csv"
 ID, NEXT_ID, BARE_ID = "01001000100", "01001000200", "1001000100"  # of the first two units; the first without its zero
 PATCH, NEXT_PATCH = f"{PATCHES}/l8_2020_{ID}.tif", f"{PATCHES}/l8_2020_{NEXT_ID}.tif"
 DISTANCES, SPLIT, PARQUET = "--distance_path distance.csv", "--split_path split.csv", "numbers.parquet"
@@ -40,6 +41,7 @@ FLAGS = {
     "train_ODPrediction": f"--region M1 --node_feats_path {FEATURES} --log M1 --max_epochs 1 --embedding_size 8 --num_hidden_layers 1 "
     "--trees.num_trees 5 --device cpu",
     "test_ODPrediction": f"--region M1 --node_feats_path {FEATURES} --log M1 --device cpu",
+    "map": f"--predictions_path {PREDICTIONS} --units_path {UNITS} --scene_path {SCENE} --output_path new.png",
 }
 SETTINGS = {
     "img_preprocessing": config.PreprocessingConfig,
@@ -47,6 +49,7 @@ SETTINGS = {
     "get_img_embedding": config.EmbeddingConfig,
     "train_ODPrediction": config.FlowTrainingConfig,
     "test_ODPrediction": config.FlowTestConfig,
+    "map": config.MapConfig,
 }
 P = ParamSpec("P")
 
@@ -332,6 +335,14 @@ TESTING = [
          edit(FEATURES, lambda t: t.rename(columns={"3": "red_mean"}))),
     case("another width", "--embedding_size 64", "--embedding_size 64 but the model outputs/M1 has 8; leave the flag out ... --log"),
 ]
+MAP = [
+    case("an absent scene", "--scene_path absent.tif", "scene absent.tif does not exist ... --scene_path"),
+    case("a text file as scene", "", f"scene {SCENE} cannot be opened ... --scene_path", write(SCENE, "hello")),
+    case("a scene without a CRS", "", f"scene {SCENE} states no CRS ... rio edit-info", rewrite(SCENE, crs=None)),
+    case("absent predictions", "--predictions_path absent.csv", "predictions absent.csv does not exist ... check the path"),
+    case("flows as predictions", f"--predictions_path {FLOWS}", f"predictions {FLOWS}: columns prediction are missing among ... name"),
+    case("a picture below a file", f"--output_path {FLOWS}/a.png", f"--output_path {FLOWS} cannot be a folder"),
+]
 # fmt: on
 TABLES = {
     "img_preprocessing": UNITS_OF_A_STAGE + PREPROCESSING,
@@ -339,6 +350,7 @@ TABLES = {
     "get_img_embedding": PATCHES_OF_A_STAGE + EMBEDDING,
     "train_ODPrediction": UNITS_OF_A_STAGE + REGION + TRAINING,
     "test_ODPrediction": UNITS_OF_A_STAGE + REGION + TESTING,
+    "map": UNITS_OF_A_STAGE + MAP,
 }
 CASES = {f"{stage}-{item.fault}": (stage, item) for stage, table in TABLES.items() for item in ANY_STAGE + table}
 IN_A_PROCESS = (
@@ -350,13 +362,14 @@ IN_A_PROCESS = (
 
 
 def call(stage: str, flags: str) -> int | str | None:
-    """Exit status of a script at the root of the repository, called in this process."""
-    specification = importlib.util.spec_from_file_location(f"script_{stage}", ROOT / f"{stage}.py")
+    """Exit status of a script at the root of the repository, or of the command that draws maps, called in this process."""
+    path, command = ("imagery2flow/__main__.py", ["map"]) if stage == "map" else (f"{stage}.py", [])
+    specification = importlib.util.spec_from_file_location(f"script_{stage}", ROOT / path)
     assert specification is not None and specification.loader is not None
     script = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(script)
     try:
-        return script.main(flags.split())
+        return script.main([*command, *flags.split()])
     except SystemExit as end:  # of the parser of flags
         return end.code
 
@@ -398,7 +411,7 @@ def check_message(stderr: str, stage: str, item: Case) -> None:
     """One line that names the stage and says all fragments in one sentence; before it nothing but progress."""
     *progress, line = stderr.splitlines() or [""]
     assert "Traceback" not in stderr and all(text.startswith(f"[{stage}] ") for text in progress), stderr
-    assert re.match(rf"{stage}(\.py)?: error: ", line), stderr
+    assert re.match(rf"(python -m imagery2flow )?{stage}(\.py)?: error: ", line), stderr
     absent = [fragment for fragment in item.says.split(" ... ") if fragment not in line]
     assert not absent, f"\nmissing: {absent}\n   said: {line}"
     assert not re.search(r"\. [A-Z]", line), f"more than one sentence: {line}"

@@ -150,7 +150,9 @@ def needs_mask(dataset: rasterio.DatasetReader, imagery: dict[int, str], chosen:
     return has_mask or len({dataset.nodatavals[number - 1] for number in chosen}) > 1
 
 
-def open_scene(path: str, bands: Sequence[str] = (), names: Sequence[str] = (), nodata: float | None = None) -> Scene:
+def open_scene(
+    path: str, bands: Sequence[str] = (), names: Sequence[str] = (), nodata: float | None = None, flag: str = "--input_tif_path"
+) -> Scene:
     """Reads what a file says of itself.
 
     Args:
@@ -158,6 +160,7 @@ def open_scene(path: str, bands: Sequence[str] = (), names: Sequence[str] = (), 
         bands: Names or 1-based numbers of the bands to keep; all if empty.
         names: Names of all bands of the file, instead of those it carries.
         nodata: Value that marks missing pixels, besides the one that the file declares.
+        flag: The flag that the path was given to, for messages.
 
     Raises:
         MissingInputError: The file is absent or no raster.
@@ -174,7 +177,9 @@ def open_scene(path: str, bands: Sequence[str] = (), names: Sequence[str] = (), 
             chosen = choose_bands(bands, imagery, f"scene {path}")
             dtypes = sorted({dataset.dtypes[number - 1] for number in chosen})
             if len(dtypes) > 1:
-                raise BandError(f"scene {path} has bands of different types ({', '.join(dtypes)}); choose bands of one type with --bands")
+                raise BandError(
+                    f"scene {path} has bands of different types ({', '.join(dtypes)}); convert it, or choose bands of one type with --bands"
+                )
             if np.dtype(dtypes[0]).kind == "c":
                 raise InputError(f"scene {path} has complex pixels ({dtypes[0]}); convert it to real numbers first")
             declared = {dataset.nodatavals[number - 1] for number in chosen}
@@ -196,11 +201,11 @@ def open_scene(path: str, bands: Sequence[str] = (), names: Sequence[str] = (), 
     except RasterioIOError as error:
         if Path(path).is_file():
             raise InputError(
-                f"scene {path} cannot be opened as a raster ({first_sentence(error)}); check the path given to --input_tif_path, "
+                f"scene {path} cannot be opened as a raster ({first_sentence(error)}); check the path given to {flag}, "
                 "or, if the file is damaged, copy it again"
             ) from error
         reason = "is a folder" if Path(path).exists() else "does not exist"
-        raise MissingInputError(f"scene {path} {reason}; check the path given to --input_tif_path") from error
+        raise MissingInputError(f"scene {path} {reason}; check the path given to {flag}") from error
 
 
 def choose_bands(asked: Sequence[str], available: dict[int, str], where: str, remedy: str = NAME_BANDS) -> list[int]:
