@@ -28,6 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SCENE, UNITS, FLOWS, FEATURES = "data/M1/scene.tif", "data/M1/units.gpkg", "data/M1/flows.csv", "data/M1/features.csv"
 POPULATION, PATCHES, MANIFEST = "data/M1/population.csv", "data/M1/l8_2020", "data/M1/l8_2020/manifest.csv"
 CKPT, MODEL, TREES = "ckpt/M1_img_1.pth", "outputs/M1/od_model.pt", "outputs/M1/lightgbm.txt"
+PREDICTIONS = "outputs/M1/M1_2020/predictions_bilinear.csv"
 ID, NEXT_ID, BARE_ID = "01001000100", "01001000200", "1001000100"  # of the first two units; the first without its zero
 PATCH, NEXT_PATCH = f"{PATCHES}/l8_2020_{ID}.tif", f"{PATCHES}/l8_2020_{NEXT_ID}.tif"
 DISTANCES, SPLIT, PARQUET = "--distance_path distance.csv", "--split_path split.csv", "numbers.parquet"
@@ -40,6 +41,7 @@ FLAGS = {
     "train_ODPrediction": f"--region M1 --node_feats_path {FEATURES} --log M1 --max_epochs 1 --embedding_size 8 --num_hidden_layers 1 "
     "--trees.num_trees 5 --controls false --device cpu",
     "test_ODPrediction": f"--region M1 --node_feats_path {FEATURES} --log M1 --device cpu",
+    "map": f"--predictions_path {PREDICTIONS} --units_path {UNITS} --scene_path {SCENE} --output_path new.png",
 }
 SETTINGS = {
     "img_preprocessing": config.PreprocessingConfig,
@@ -47,6 +49,7 @@ SETTINGS = {
     "get_img_embedding": config.EmbeddingConfig,
     "train_ODPrediction": flow_config.FlowTrainingConfig,
     "test_ODPrediction": flow_config.FlowTestConfig,
+    "map": config.MapConfig,
 }
 P = ParamSpec("P")
 
@@ -106,7 +109,7 @@ def put_ids(*values: object, dtype: str = "str") -> Callable[[], object]:
     return edit_units(lambda units: units.assign(GEOID20=[*values, *units.GEOID20[len(values) :].astype(dtype)]))
 
 
-def label_units(crs: int | None) -> Callable[[], object]:
+def label_units(crs: int | str | None) -> Callable[[], object]:
     """Writes another CRS, or none, into the file of units; the coordinates stay."""
     return edit_units(lambda units: units.set_crs(crs, allow_override=True))
 
@@ -151,6 +154,7 @@ def write_distances(*rows: str, column: str = "distance_m") -> Callable[[], obje
     return write("distance.csv", f"h_geocode,w_geocode,{column}", f"{ID},{NEXT_ID},700", *rows)
 
 
+LOCAL = 'LOCAL_CS["site grid",UNIT["metre",1],AXIS["Easting",EAST],AXIS["Northing",NORTH]]'
 remove, make_folder, copy_file = later(Path.unlink), later(Path.mkdir), later(shutil.copyfile)
 
 # fmt: off
@@ -160,6 +164,7 @@ ANY_STAGE = [
 ]
 UNITS_OF_A_STAGE = [  # 1, 4 and 5
     case("units without a CRS", "", f"units {UNITS} state no CRS ... set_crs", label_units(None)),
+    case("units in a local CRS", "", f"units {UNITS} state the local CRS site grid ... set_crs", label_units(LOCAL)),
     case("metres that are labelled degrees", "", f"{UNITS} ... 400000 ... CRS", label_units(4326)),
     case("no id column", "", f"units {UNITS} have no id column GEOID20 ... name ... --id_column",
          edit_units(lambda u: u.rename(columns={"GEOID20": "name"}))),
@@ -180,6 +185,9 @@ PREPROCESSING = [
     case("an unknown mode", "--mode circle", "mode ... circle ... --help"),
     case("units in another zone", "", f"no unit of {UNITS} lies on a scene ... -70. ... scene.tif -76. ... CRS", label_units(32619)),
     case("a scene without a CRS", "", f"scene {SCENE} states no CRS ... rio edit-info", rewrite(SCENE, crs=None)),
+    case("a scene in a local CRS", "", f"scene {SCENE} states the local CRS site grid, so ... rio edit-info", rewrite(SCENE, crs=LOCAL)),
+    case("points on a scene in a local CRS", "--mode points", f"scene {SCENE} states the local CRS site grid ... rio edit-info",
+         rewrite(SCENE, crs=LOCAL)),
     case("a scene elsewhere", "", f"no unit of {UNITS} lies on a scene ... -76. ... scene.tif -75. ... name a scene of that place",
          rewrite(SCENE, transform=Affine(30, 0, 500_000, 0, -30, 4_000_000))),
     case("a text file as scene", "", f"scene {SCENE} cannot be opened ... --input_tif_path", write(SCENE, "hello")),
@@ -342,6 +350,14 @@ TESTING = [
          f"origin totals {POPULATION} needs the columns geocode and outflow, but has geocode, population ... --origin_totals_column"),
     case("another width", "--embedding_size 64", "--embedding_size 64 but the model outputs/M1 has 8; leave the flag out ... --log"),
 ]
+MAP = [
+    case("an absent scene", "--scene_path absent.tif", "scene absent.tif does not exist ... --scene_path"),
+    case("a text file as scene", "", f"scene {SCENE} cannot be opened ... --scene_path", write(SCENE, "hello")),
+    case("a scene without a CRS", "", f"scene {SCENE} states no CRS ... rio edit-info", rewrite(SCENE, crs=None)),
+    case("absent predictions", "--predictions_path absent.csv", "predictions absent.csv does not exist ... check the path"),
+    case("flows as predictions", f"--predictions_path {FLOWS}", f"predictions {FLOWS}: columns prediction are missing among ... name"),
+    case("a picture below a file", f"--output_path {FLOWS}/a.png", f"--output_path {FLOWS} cannot be a folder"),
+]
 # fmt: on
 TABLES = {
     "img_preprocessing": UNITS_OF_A_STAGE + PREPROCESSING,
@@ -349,6 +365,7 @@ TABLES = {
     "get_img_embedding": PATCHES_OF_A_STAGE + EMBEDDING,
     "train_ODPrediction": UNITS_OF_A_STAGE + REGION + TRAINING,
     "test_ODPrediction": UNITS_OF_A_STAGE + REGION + TESTING,
+    "map": UNITS_OF_A_STAGE + MAP,
 }
 CASES = {f"{stage}-{item.fault}": (stage, item) for stage, table in TABLES.items() for item in ANY_STAGE + table}
 IN_A_PROCESS = (
@@ -360,13 +377,14 @@ IN_A_PROCESS = (
 
 
 def call(stage: str, flags: str) -> int | str | None:
-    """Exit status of a script at the root of the repository, called in this process."""
-    specification = importlib.util.spec_from_file_location(f"script_{stage}", ROOT / f"{stage}.py")
+    """Exit status of a script at the root of the repository, or of the command that draws maps, called in this process."""
+    path, command = ("imagery2flow/__main__.py", ["map"]) if stage == "map" else (f"{stage}.py", [])
+    specification = importlib.util.spec_from_file_location(f"script_{stage}", ROOT / path)
     assert specification is not None and specification.loader is not None
     script = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(script)
     try:
-        return script.main(flags.split())
+        return script.main([*command, *flags.split()])
     except SystemExit as end:  # of the parser of flags
         return end.code
 
@@ -408,7 +426,7 @@ def check_message(stderr: str, stage: str, item: Case) -> None:
     """One line that names the stage and says all fragments in one sentence; before it nothing but progress."""
     *progress, line = stderr.splitlines() or [""]
     assert "Traceback" not in stderr and all(text.startswith(f"[{stage}] ") for text in progress), stderr
-    assert re.match(rf"{stage}(\.py)?: error: ", line), stderr
+    assert re.match(rf"(python -m imagery2flow )?{stage}(\.py)?: error: ", line), stderr
     absent = [fragment for fragment in item.says.split(" ... ") if fragment not in line]
     assert not absent, f"\nmissing: {absent}\n   said: {line}"
     assert not re.search(r"\. [A-Z]", line), f"more than one sentence: {line}"

@@ -11,7 +11,7 @@ averaged over all 2N views. An encoder that tells nothing apart scores log(2N - 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -21,32 +21,43 @@ from imagery2flow.run.device import seeded
 Gather = Callable[[Tensor], Tensor]
 
 
-def nt_xent(first: Tensor, second: Tensor, temperature: float, gather: Gather | None = None, rank: int = 0) -> tuple[Tensor, Tensor]:
+def nt_xent(
+    first: Tensor, second: Tensor, temperature: float, gather: Gather | None = None, rank: int = 0, shares: Sequence[int] = ()
+) -> tuple[Tensor, Tensor]:
     """NT-Xent loss of the views on this process against the views of all processes, in full precision.
 
-    With W processes of n patches each, the mean over the processes is the loss of one process with N = W n patches; so are the gradients,
-    since DDP averages them and ``gather`` passes the other processes' gradients back.
+    With W processes that share N patches, the n of this process weigh W n / N, so that the mean over the processes is the loss of one process
+    with all N; so are the gradients, since DDP averages them and ``gather`` passes the other processes' gradients back.
 
     Args:
         first: Projected first views [n, dim].
         second: Projected second views [n, dim], row by row of the same patches.
         temperature: T.
-        gather: Collects a tensor of all processes, with gradients: [n, ...] -> [W, n, ...]; None for one process.
+        gather: Collects tensors of one shape of all processes, with gradients: [...] -> [W, ...]; None for one process.
         rank: Number of this process.
+        shares: Number of patches on each process; left out for one process.
 
     Returns:
-        The loss, and the share of this process's views whose nearest neighbour is their partner (both scalars).
+        The loss, and the share of this process's views whose nearest neighbour is their partner, weighted alike (both scalars).
     """
+    n, dim = first.shape
+    shares = shares or (n,)
     with torch.autocast(first.device.type, enabled=False):
         local = nn.functional.normalize(torch.stack([first, second]).float(), dim=-1)  # [2, n, dim]
-        everyone = local[None] if gather is None else gather(local)  # [W, 2, n, dim]
-        world_size, _, n, dim = everyone.shape
-        queries, keys = local.reshape(2 * n, dim), everyone.reshape(world_size * 2 * n, dim)
-        logits = queries @ keys.T / temperature  # [2n, 2Wn]
-        own = torch.arange(2 * n, device=logits.device) + rank * 2 * n
+        everyone = [local] if gather is None else gather_unequal(local, gather, shares)  # [2, shares[i], dim] each
+        queries, keys = local.reshape(2 * n, dim), torch.cat([part.reshape(-1, dim) for part in everyone])
+        logits = queries @ keys.T / temperature  # [2n, 2N]
+        own = torch.arange(2 * n, device=logits.device) + 2 * sum(shares[:rank])
         logits = logits.masked_fill(nn.functional.one_hot(own, len(keys)).bool(), -torch.inf)
         partner = own.reshape(2, n).flip(0).reshape(-1)
-        return nn.functional.cross_entropy(logits, partner), (logits.argmax(dim=1) == partner).float().mean()
+        weight = len(shares) * n / sum(shares)
+        return weight * nn.functional.cross_entropy(logits, partner), weight * (logits.argmax(dim=1) == partner).float().mean()
+
+
+def gather_unequal(local: Tensor, gather: Gather, shares: Sequence[int]) -> list[Tensor]:
+    """All processes' tensors [2, shares[i], dim], padded to one shape on their way."""
+    padded = nn.functional.pad(local, (0, 0, 0, max(shares) - local.shape[1]))
+    return [part[:, :share] for part, share in zip(gather(padded), shares, strict=True)]
 
 
 def chance_level(num_patches: int) -> float:

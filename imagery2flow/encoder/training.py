@@ -1,8 +1,8 @@
 """Stage 2: the one training loop of encoders.
 
 Every random number is drawn from (seed, epoch, step), and the learning rate is a function of the epoch, so that a run that was stopped and
-resumed equals one that was not. Views are drawn for the whole batch and then divided among the processes, so that the number of processes
-does not change them.
+resumed equals one that was not. Batches and views are drawn as for one process and then divided among the processes: their number changes
+neither, and a run may be resumed with another number.
 
 Writes ``<model_path>/<log>_img_<total_epoch>.pth`` after every epoch and on SIGTERM, and beside it ``_metrics.csv`` and ``_run.json``.
 """
@@ -52,6 +52,7 @@ def train_encoder(config: EncoderConfig, ledger: Ledger) -> Path:
     check_patches(patches, config)
     view_size = config.view_size or choose_view_size(patches)
     fabric, choice = make_fabric(config.device, config.precision)
+    check_processes(len(patches), config.batch_size, fabric.world_size)
     ledger.note(choice)
     names = ", ".join(patches.normalisation.band_names)
     ledger.note(
@@ -83,6 +84,25 @@ def check_patches(patches: PatchSet, config: EncoderConfig) -> None:
         raise BandError(
             f"--views.rgb_jitter and --views.grey_probability need the three bands red, green, blue but {num_bands} are used; set both to 0"
         )
+
+
+def check_processes(num_patches: int, batch_size: int, world_size: int) -> None:
+    """Refuses more processes than a batch has patches: each takes a share of every batch.
+
+    Raises:
+        InputError: There are too many.
+    """
+    smallest = num_patches // count_batches(num_patches, batch_size)
+    if smallest < world_size:
+        raise InputError(
+            f"{world_size} processes cannot share batches of {smallest} patches ({num_patches:,} patches, --batch_size {batch_size}); "
+            f"start at most {smallest} processes, or raise --batch_size as far as there are patches"
+        )
+
+
+def count_batches(num_patches: int, batch_size: int) -> int:
+    """Batches of an epoch: no more than ``batch_size`` asks for, and none of a single patch, which has no negatives."""
+    return min(math.ceil(num_patches / batch_size), num_patches // 2)
 
 
 class Trainer:
@@ -168,25 +188,26 @@ class Trainer:
         return bool(self.all_reduce(torch.tensor(float(raised), device=self.fabric.device), "sum") > 0)
 
     def batches(self) -> list[Tensor]:
-        """This epoch's batches of patch numbers, in random order, of nearly equal size; each divisible among the processes."""
+        """This epoch's batches of patch numbers, in random order: each patch once, the sizes equal but for one patch.
+
+        A batch holds at most ``batch_size`` patches; with an odd number of patches and a ``batch_size`` of 2, one batch holds three.
+        """
         order = torch.randperm(self.num_patches, generator=generator(self.config.seed, ORDER, self.epoch))
-        world_size = self.fabric.world_size
-        order = order[: len(order) // world_size * world_size]  # at most world_size - 1 patches wait for the next epoch
-        num_batches = math.ceil(len(order) / self.config.batch_size)
-        batches = torch.tensor_split(order.reshape(-1, world_size), num_batches)
-        return [batch.reshape(-1) for batch in batches]  # [world_size * n]: the first n are process 0's
+        return list(torch.tensor_split(order, count_batches(self.num_patches, self.config.batch_size)))
 
     def train_step(self, batch: Tensor) -> None:
-        """One step on two random views of each patch of the batch."""
+        """One step on two random views of each patch of the batch, of which this process takes its share."""
         random = generator(self.config.seed, VIEWS, self.epoch, self.step)
-        rank, n = self.fabric.global_rank, len(batch) // self.fabric.world_size
-        mine = slice(rank * n, (rank + 1) * n)
+        rank = self.fabric.global_rank
+        shares = [len(part) for part in torch.tensor_split(batch, self.fabric.world_size)]
+        n, first = shares[rank], sum(shares[:rank])
+        mine = slice(first, first + n)
         both = torch.cat([random_views(self.pyramid, batch, self.config.views, self.view_size, random)[mine] for _ in range(2)])
         if self.config.resnet != "vit_l_16":
             both = both.contiguous(memory_format=torch.channels_last)
         features, projected = self.model(both)  # [2n, dim], [2n, projection_dim]
         gather = self.gather if self.fabric.world_size > 1 else None
-        loss, retrieval = nt_xent(projected[:n], projected[n:], self.config.temperature, gather, rank)
+        loss, retrieval = nt_xent(projected[:n], projected[n:], self.config.temperature, gather, rank, shares)
         self.optimizer.zero_grad()
         self.fabric.backward(loss)
         self.optimizer.step()

@@ -2,8 +2,8 @@
 
 Writes, under ``<output_tif_dir>/<region>/<tag>_<year>/``:
 
-- ``<tag>_<year>_<geocode>.tif`` per unit: the scene's bands and type, 0 where a pixel is missing or outside the unit;
-- ``manifest.csv``: every unit, also those without a patch: status, scene, window, size, share of valid pixels;
+- ``<tag>_<year>_<geocode>.tif`` per unit: the scene's bands and type, 0 where a pixel is missing or, without a margin, outside the unit;
+- ``manifest.csv``: every unit, also those without a patch: status, scene, window, size, share of the unit's own pixels that are valid;
 - ``stats.json``: bands with mean, standard deviation, minimum and maximum over all valid pixels, type, scenes, pixel size.
 
 Each unit takes the scene in which most of its pixels are valid; scenes keep their own CRS, the units are reprojected. Only windows are
@@ -37,6 +37,7 @@ from imagery2flow.run.stage import Ledger
 
 WRITTEN, OUTSIDE, ALL_NODATA, TOO_FEW_VALID = "written", "outside every scene", "all nodata", "below --min_valid"
 WINDOW_COLUMNS = ("column_offset", "row_offset", "width", "height")
+WELL_COVERED = 0.95  # share of a unit's pixels; units below are named in the ledger
 UNITS_PER_CHUNK = 64
 # Units are cut in the order of scene tiles of this side, so that GDAL's block cache serves neighbours.
 LOCALITY_PIXELS = 512
@@ -44,7 +45,7 @@ LOCALITY_PIXELS = 512
 
 @dataclass(frozen=True)
 class Candidate:
-    """A scene that a unit can be cut from: the window, and the outline in the scene's CRS (None keeps the whole window)."""
+    """A scene that a unit can be cut from: the window, and the unit's outline in the scene's CRS (None if the window is the unit)."""
 
     scene_number: int
     window: Window
@@ -66,6 +67,7 @@ class CutOptions:
     folder: Path
     prefix: str
     all_touched: bool
+    keep_surroundings: bool
     min_valid: float
 
 
@@ -101,17 +103,18 @@ def cut_patches(config: PreprocessingConfig, ledger: Ledger) -> Path:
         describe_scene(scene, ledger)
     tasks = make_tasks(config, scenes, ledger)
     folder = Path(config.output_tif_dir) / config.region / f"{config.tag}_{config.year}"
-    with filling(folder) as temporary:
-        options = CutOptions(temporary, f"{config.tag}_{config.year}", config.all_touched, config.min_valid)
+    with filling(folder, last="manifest.csv") as temporary:
+        prefix, keep_surroundings = f"{config.tag}_{config.year}", config.context_m is not None
+        options = CutOptions(temporary, prefix, config.all_touched, keep_surroundings, config.min_valid)
         results = cut_all(tasks, scenes, options, config.workers)
         if not any(result.row["status"] == WRITTEN for result in results):
-            named = shown(f"{scene.path}, nodata {'none' if scene.nodata is None else f'{scene.nodata:g}'}" for scene in scenes)
+            named = shown(f"{scene.path}, nodata {nodata_text(scene)}" for scene in scenes)
             raise InputError(
                 f"all {len(tasks):,} units have too few valid pixels on the scenes ({named}); check that value, or --min_valid {config.min_valid:g}"
             )
-    manifest = pd.DataFrame([result.row for result in results])
-    write_table(folder / "manifest.csv", manifest.astype(dict.fromkeys(WINDOW_COLUMNS, "Int64")))
-    write_json(folder / "stats.json", collect_statistics(results, scenes, config))
+        manifest = pd.DataFrame([result.row for result in results])
+        write_table(temporary / "manifest.csv", manifest.astype(dict.fromkeys(WINDOW_COLUMNS, "Int64")))
+        write_json(temporary / "stats.json", collect_statistics(results, scenes, config))
     fill_ledger(ledger, results, folder)
     return folder / "run.json"
 
@@ -120,15 +123,25 @@ def describe_scene(scene: Scene, ledger: Ledger) -> None:
     """Says what was found in a scene, and warns of what makes it slow or ambiguous."""
     ledger.reads(scene.path)
     crs = "no CRS" if scene.crs is None else scene.crs.to_string()
-    missing = "declared by a mask" if scene.has_mask else "none declared" if scene.nodata is None else f"{scene.nodata:g}"
     ledger.note(
         f"scene {scene.path.name}: {scene.width:,} x {scene.height:,} px of {scene.gsd_m:.4g} m, "
-        f"{', '.join(scene.band_names)} ({scene.dtype}), {crs}, nodata {missing}"
+        f"{', '.join(scene.band_names)} ({scene.dtype}), {crs}, nodata {nodata_text(scene)}"
     )
+    if scene.alpha_bands:
+        ledger.note(
+            f"scene {scene.path.name}: band {', '.join(map(str, scene.alpha_bands))} is taken as alpha, not as imagery; "
+            "if it is imagery, name it with --band_names, or ask for it by its number with --bands"
+        )
     if scene.is_large_strips:
         ledger.note(
             f"scene {scene.path.name} is stored in strips and will be slow; tile it once with: rio cogeo create {scene.path} tiled.tif"
         )
+
+
+def nodata_text(scene: Scene) -> str:
+    """What marks the missing pixels of a scene."""
+    marks = [*(["declared by a mask"] if scene.has_mask else []), *(f"{value:g}" for value in scene.nodata)]
+    return " and ".join(marks) or "none declared"
 
 
 def make_tasks(config: PreprocessingConfig, scenes: Sequence[Scene], ledger: Ledger) -> list[CutTask]:
@@ -156,19 +169,18 @@ def make_tasks(config: PreprocessingConfig, scenes: Sequence[Scene], ledger: Led
 
 
 def candidates_on(scene: Scene, number: int, geometries: Any, config: PreprocessingConfig) -> Iterator[tuple[str, Candidate]]:
-    """The units whose window meets the scene."""
+    """The units that meet the scene: points by their square, zones by themselves, for a margin holds no pixel of the unit."""
     if config.mode == "points":
         windows = areal_units.point_windows(geometries, scene, config.size)
     else:
         windows = areal_units.zone_windows(geometries, scene, config.context_m)
-    keep_window = config.mode == "points" or config.context_m is not None
     column, row, width, height = windows.T
     meets = (column < scene.width) & (row < scene.height) & (column + width > 0) & (row + height > 0)
     corners = [scene.transform * corner for corner in ((0, 0), (scene.width, 0), (scene.width, scene.height), (0, scene.height))]
-    if not keep_window:
+    if config.mode == "zones":
         meets &= geometries.intersects(shapely.Polygon(corners)).to_numpy()
     for position in np.flatnonzero(meets):
-        outline = None if keep_window else geometries.iloc[position]
+        outline = geometries.iloc[position] if config.mode == "zones" else None
         yield geometries.index[position], Candidate(number, areal_units.as_window(windows[position]), outline)
 
 
@@ -225,22 +237,21 @@ def cut_chunk(tasks: Sequence[CutTask], scenes: Sequence[Scene], options: CutOpt
 
 
 def cut_unit(task: CutTask, reader: SceneReader, options: CutOptions) -> CutResult:
-    """Cuts one unit from the scene with most valid pixels, writes its patch and reports."""
+    """Cuts one unit from the scene in which most of its own pixels are valid, writes its patch and reports."""
     best: tuple[float, Candidate, np.ndarray, np.ndarray] | None = None
     for candidate in task.candidates:
         values, valid = reader.read(candidate.scene_number, candidate.window)
         inside = outline_mask(candidate, reader.scenes[candidate.scene_number], options.all_touched)
-        valid &= inside
-        share = float(valid.sum() / inside.sum())
+        share = float((valid & inside).sum() / inside.sum())
         if best is None or share > best[0]:
-            best = (share, candidate, values, valid)
+            best = (share, candidate, values, valid if options.keep_surroundings else valid & inside)
         if share == 1.0:
             break
     if best is None:
         return CutResult(manifest_row(task.geocode, OUTSIDE), None)
     share, candidate, values, valid = best
     scene = reader.scenes[candidate.scene_number]
-    status = ALL_NODATA if not valid.any() else TOO_FEW_VALID if share < options.min_valid else WRITTEN
+    status = ALL_NODATA if share == 0 else TOO_FEW_VALID if share < options.min_valid else WRITTEN
     row = manifest_row(task.geocode, status, candidate.window, scene, share)
     if status != WRITTEN:
         return CutResult(row, None)
@@ -284,6 +295,9 @@ def write_patch(path: Path, values: np.ndarray, valid: np.ndarray, scene: Scene,
         "crs": scene.crs,
         "transform": window_transform(window, scene.transform),
         "nodata": 0 if zero_is_free else None,
+        # Unless told, GDAL labels the fourth of four uint8 bands as alpha, and whoever reads the patch loses it.
+        "photometric": "MINISBLACK",
+        "alpha": "NO",
     }
     with rasterio.open(path, "w", **profile) as patch:  # into a temporary folder; see cut_patches
         patch.write(values)
@@ -335,7 +349,14 @@ def fill_ledger(ledger: Ledger, results: Sequence[CutResult], folder: Path) -> N
     """Counts what became of every unit."""
     for status in (OUTSIDE, ALL_NODATA, TOO_FEW_VALID):
         ledger.leave_out(status, [result.row["geocode"] for result in results if result.row["status"] == status])
-    ledger.went_out["patches"] = sum(result.row["status"] == WRITTEN for result in results)
+    written = [result.row for result in results if result.row["status"] == WRITTEN]
+    ledger.went_out["patches"] = len(written)
+    partial = [row["geocode"] for row in written if row["valid_fraction"] < WELL_COVERED]
+    if partial:
+        ledger.note(
+            f"{len(partial):,} units are covered by less than {WELL_COVERED:.0%} by imagery ({shown(partial)}); "
+            "a unit takes one scene: where it lies on two beside each other, merge them first, with: rio merge"
+        )
     ledger.note(f"patches, manifest.csv and stats.json are in {folder}")
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import rasterio
+from rasterio.enums import MaskFlags
 from rasterio.errors import RasterioIOError
 from tqdm import tqdm
 
@@ -70,8 +71,8 @@ def load_patches(data_path: str, bands: Sequence[str], ledger: Ledger, remedy: s
 
     Args:
         data_path: Folder that stage 1 wrote, or a folder of images named ``..._<geocode>.tif``.
-        bands: Published count, or names of the bands to take; all if empty.
-        ledger: Takes the units without a patch.
+        bands: Names or 1-based numbers of the bands to take, or their published count; all if empty.
+        ledger: Takes the units without a patch, and patches without a valid pixel.
         remedy: What the user can do if a band is not there.
 
     Raises:
@@ -82,25 +83,29 @@ def load_patches(data_path: str, bands: Sequence[str], ledger: Ledger, remedy: s
     """
     folder = Path(data_path)
     paths = find_patches(folder, ledger)
-    chosen, names = choose_patch_bands(next(iter(paths.values())), bands, remedy)
-    shapes = np.zeros((len(paths), 2), dtype=np.int64)
+    chosen, names, all_bands = choose_patch_bands(next(iter(paths.values())), bands, ledger, remedy)
+    shapes: dict[str, tuple[int, ...]] = {}
     pixels: list[np.ndarray] = []
     masks: list[np.ndarray] = []
     dtype: str | None = None
-    for position, path in enumerate(tqdm(paths.values(), desc="read patches", unit="patch", disable=None)):
-        values, valid = read_patch(path, chosen, names, all_bands=not bands or bands[0].isdigit())
+    for geocode, path in tqdm(paths.items(), desc="read patches", unit="patch", disable=None):
+        values, valid = read_patch(path, chosen, names, all_bands)
         if dtype not in (None, values.dtype.name):
             raise BandError(f"patch {path} holds {values.dtype.name} but the patches before it {dtype}; bring all to one type and scale")
         dtype = values.dtype.name
-        shapes[position] = valid.shape
+        if not valid.any():
+            continue
+        shapes[geocode] = valid.shape
         pixels.append(values.reshape(len(chosen), -1).T)  # [height * width, num_bands]
         masks.append(valid.reshape(-1))
     ledger.came_in["patches"] = len(paths)
-    values, valid = np.concatenate(pixels), np.concatenate(masks)
-    if not valid.any():
+    if not pixels:
         raise InputError(f"no patch of {folder} has a valid pixel; check the nodata value of the scene")
-    first_pixel = np.concatenate([[0], np.cumsum(shapes.prod(axis=1))[:-1]])
-    return PatchSet(tuple(paths), values, valid, first_pixel, shapes[:, 0], shapes[:, 1], measure(values, valid, names))
+    ledger.leave_out("patches without a valid pixel", sorted(set(paths) - set(shapes)))
+    values, valid = np.concatenate(pixels), np.concatenate(masks)
+    height, width = np.array(list(shapes.values()), dtype=np.int64).T
+    first_pixel = np.concatenate([[0], np.cumsum(height * width)[:-1]])
+    return PatchSet(tuple(shapes), values, valid, first_pixel, height, width, measure(values, valid, names))
 
 
 def find_patches(folder: Path, ledger: Ledger) -> dict[str, Path]:
@@ -144,15 +149,22 @@ def find_patches(folder: Path, ledger: Ledger) -> dict[str, Path]:
     return paths
 
 
-def choose_patch_bands(path: Path, bands: Sequence[str], remedy: str = CHOOSE_BANDS) -> tuple[list[int], tuple[str, ...]]:
-    """Numbers and names of the bands to read, by the first patch.
+def choose_patch_bands(
+    path: Path, bands: Sequence[str], ledger: Ledger, remedy: str = CHOOSE_BANDS
+) -> tuple[list[int], tuple[str, ...], bool]:
+    """Numbers and names of the bands to read, by the first patch, and whether these must be all bands of every patch.
+
+    One number is the published count, unless a band has that name.
 
     Raises:
         BandError: A count differs from the patches' bands, or a name is not among them.
     """
     with open_patch(path) as patch:
-        available = imagery_bands(patch)
-    if len(bands) == 1 and bands[0].isdigit():
+        available = imagery_bands(patch, asked=bands)
+        alpha_bands = [str(number) for number in patch.indexes if number not in available]
+    if alpha_bands:
+        ledger.note(f"patches {path.parent}: band {', '.join(alpha_bands)} is taken as alpha, not as imagery")
+    if len(bands) == 1 and bands[0].isdigit() and bands[0] not in available.values():
         if int(bands[0]) != len(available):
             listing = ", ".join(available.values())
             raise BandError(
@@ -160,7 +172,7 @@ def choose_patch_bands(path: Path, bands: Sequence[str], remedy: str = CHOOSE_BA
             )
         bands = ()
     chosen = choose_bands(bands, available, f"patches {path.parent}", remedy)
-    return chosen, tuple(available[number] for number in chosen)
+    return chosen, tuple(available[number] for number in chosen), not bands
 
 
 def open_patch(path: Path) -> rasterio.DatasetReader:
@@ -177,6 +189,11 @@ def open_patch(path: Path) -> rasterio.DatasetReader:
         ) from error
 
 
+def is_masked_by_imagery(patch: rasterio.DatasetReader, number: int, imagery: dict[int, str]) -> bool:
+    """Whether GDAL's mask of a band is an alpha band that is imagery, and so says nothing of what is valid."""
+    return MaskFlags.alpha in patch.mask_flag_enums[number - 1] and len(imagery) == patch.count
+
+
 def read_patch(path: Path, chosen: Sequence[int], names: Sequence[str], all_bands: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """Values [num_bands, height, width] and valid [height, width] of one patch.
 
@@ -191,7 +208,7 @@ def read_patch(path: Path, chosen: Sequence[int], names: Sequence[str], all_band
         InputError: The file is damaged.
     """
     with open_patch(path) as patch:
-        available = imagery_bands(patch)
+        available = imagery_bands(patch, asked=[str(number) for number in chosen])
         found = list(available.values()) if all_bands else [available.get(number, "none") for number in chosen]
         if found != list(names):
             raise BandError(
@@ -199,7 +216,8 @@ def read_patch(path: Path, chosen: Sequence[int], names: Sequence[str], all_band
             )
         try:
             values = patch.read(list(chosen))
-            valid = (patch.read_masks(list(chosen)) > 0).all(axis=0)
+            masked = [number for number in chosen if not is_masked_by_imagery(patch, number, available)]
+            valid = (patch.read_masks(masked) > 0).all(axis=0) if masked else np.ones(values.shape[1:], dtype=bool)
         except RasterioIOError as error:
             raise InputError(
                 f"patch {path} cannot be read ({str(error).splitlines()[0]}); it may be truncated: run img_preprocessing.py again"

@@ -9,7 +9,7 @@ Shapes: ``values`` [num_bands, height, width] in the scene's type, ``valid`` [he
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,8 +54,9 @@ class Scene:
         bands: 1-based numbers of the bands that are read.
         band_names: Name of each of them.
         dtype: NumPy type of the pixels.
-        nodata: Value that marks missing pixels, or None.
+        nodata: Values that mark missing pixels: the file's own and the one that is given; empty if there is none.
         has_mask: Whether the file itself says which pixels are valid.
+        alpha_bands: 1-based numbers of the bands that are taken as alpha and not as imagery.
         block_width: Width of the blocks that the file is stored in.
     """
 
@@ -67,8 +68,9 @@ class Scene:
     bands: tuple[int, ...]
     band_names: tuple[str, ...]
     dtype: str
-    nodata: float | None
+    nodata: tuple[float, ...]
     has_mask: bool
+    alpha_bands: tuple[int, ...]
     block_width: int
 
     @property
@@ -78,16 +80,21 @@ class Scene:
         return float(np.sqrt(side_x_m * side_y_m))
 
     def pixel_sides_m(self) -> tuple[float, float]:
-        """Width and height of a pixel in metres; of one CRS unit per pixel where there is no CRS."""
+        """Width and height of a pixel in metres; in units of the transform where no CRS says how long they are."""
         a, b, _, d, e, _ = self.transform[:6]
         side_x, side_y = float(np.hypot(a, d)), float(np.hypot(b, e))
-        if self.crs is None:
+        if self.crs is None or not self.lies_on_earth:
             return side_x, side_y
         if self.crs.is_geographic:
             _, latitude = self.transform * (self.width / 2, self.height / 2)
             return side_x * METRES_PER_DEGREE * float(np.cos(np.radians(latitude))), side_y * METRES_PER_DEGREE
         _, metres_per_unit = self.crs.linear_units_factor
         return side_x * metres_per_unit, side_y * metres_per_unit
+
+    @property
+    def lies_on_earth(self) -> bool:
+        """Whether the CRS ties the pixels to places; without one, or with a local one (of a building site, a sheet of paper), none does."""
+        return self.crs is not None and (self.crs.is_geographic or self.crs.is_projected)
 
     @property
     def is_large_strips(self) -> bool:
@@ -110,23 +117,30 @@ def band_names(descriptions: Sequence[str | None]) -> list[str]:
     return [name if common.count(name) == 1 else str(text).strip().lower() for name, text in zip(common, descriptions, strict=True)]
 
 
-def imagery_bands(dataset: rasterio.DatasetReader, names: Sequence[str] = ()) -> dict[int, str]:
+def imagery_bands(dataset: rasterio.DatasetReader, names: Sequence[str] = (), asked: Sequence[str] = ()) -> dict[int, str]:
     """Number and name of the bands of a file that are imagery.
 
-    An alpha band is a mask, not imagery. GDAL takes the fourth band of any uint8 file for alpha: a band that names a part of the spectrum is
-    imagery all the same.
+    An alpha band is a mask, not imagery. GDAL takes the fourth band of a uint8 file for alpha unless its writer said otherwise: a band that
+    names a part of the spectrum, and one that the user names or asks for, is imagery all the same, unless its name is "alpha".
 
     Args:
         dataset: The file.
         names: Names of all bands, instead of those that the file carries.
+        asked: Names or 1-based numbers of the bands that the user asks for.
     """
     all_names = band_names(names or dataset.descriptions)
     kinds = [kind.name for kind in dataset.colorinterp]
+    known = {*BAND_WORDS.values(), *(all_names if names else ()), *(text.lower() for text in asked)}
     return {
         number: name
         for number, (name, kind) in enumerate(zip(all_names, kinds, strict=True), start=1)
-        if kind != "alpha" or name in BAND_WORDS.values()
+        if kind != "alpha" or (name != "alpha" and (name in known or is_number_of(number, asked, all_names)))
     }
+
+
+def is_number_of(number: int, asked: Sequence[str], names: Iterable[str]) -> bool:
+    """Whether a band is asked for by its number: a digit that is the name of a band is that name."""
+    return str(number) in asked and str(number) not in names
 
 
 def needs_mask(dataset: rasterio.DatasetReader, imagery: dict[int, str], chosen: Sequence[int]) -> bool:
@@ -136,14 +150,17 @@ def needs_mask(dataset: rasterio.DatasetReader, imagery: dict[int, str], chosen:
     return has_mask or len({dataset.nodatavals[number - 1] for number in chosen}) > 1
 
 
-def open_scene(path: str, bands: Sequence[str] = (), names: Sequence[str] = (), nodata: float | None = None) -> Scene:
+def open_scene(
+    path: str, bands: Sequence[str] = (), names: Sequence[str] = (), nodata: float | None = None, flag: str = "--input_tif_path"
+) -> Scene:
     """Reads what a file says of itself.
 
     Args:
         path: GeoTIFF, VRT, JPEG or whatever GDAL reads.
         bands: Names or 1-based numbers of the bands to keep; all if empty.
         names: Names of all bands of the file, instead of those it carries.
-        nodata: Value that marks missing pixels where the file declares none.
+        nodata: Value that marks missing pixels, besides the one that the file declares.
+        flag: The flag that the path was given to, for messages.
 
     Raises:
         MissingInputError: The file is absent or no raster.
@@ -156,15 +173,17 @@ def open_scene(path: str, bands: Sequence[str] = (), names: Sequence[str] = (), 
                 raise BandError(
                     f"--band_names names {len(names)} bands ({', '.join(names)}) but scene {path} has {dataset.count}; name each band once"
                 )
-            imagery = imagery_bands(dataset, names)
+            imagery = imagery_bands(dataset, names, bands)
             chosen = choose_bands(bands, imagery, f"scene {path}")
             dtypes = sorted({dataset.dtypes[number - 1] for number in chosen})
             if len(dtypes) > 1:
-                raise BandError(f"scene {path} has bands of different types ({', '.join(dtypes)}); choose bands of one type with --bands")
+                raise BandError(
+                    f"scene {path} has bands of different types ({', '.join(dtypes)}); convert it, or choose bands of one type with --bands"
+                )
             if np.dtype(dtypes[0]).kind == "c":
                 raise InputError(f"scene {path} has complex pixels ({dtypes[0]}); convert it to real numbers first")
             declared = {dataset.nodatavals[number - 1] for number in chosen}
-            own_nodata = declared.pop() if len(declared) == 1 else None
+            own_nodata = declared.pop() if len(declared) == 1 else None  # bands that differ are read with the file's masks
             return Scene(
                 path=Path(path),
                 crs=dataset.crs,
@@ -174,22 +193,23 @@ def open_scene(path: str, bands: Sequence[str] = (), names: Sequence[str] = (), 
                 bands=tuple(chosen),
                 band_names=tuple(imagery[number] for number in chosen),
                 dtype=dtypes[0],
-                nodata=nodata if own_nodata is None else own_nodata,
+                nodata=tuple(dict.fromkeys(value for value in (own_nodata, nodata) if value is not None)),
                 has_mask=needs_mask(dataset, imagery, chosen),
+                alpha_bands=tuple(number for number in dataset.indexes if number not in imagery),
                 block_width=dataset.block_shapes[0][1],
             )
     except RasterioIOError as error:
         if Path(path).is_file():
             raise InputError(
-                f"scene {path} cannot be opened as a raster ({first_sentence(error)}); check the path given to --input_tif_path, "
+                f"scene {path} cannot be opened as a raster ({first_sentence(error)}); check the path given to {flag}, "
                 "or, if the file is damaged, copy it again"
             ) from error
         reason = "is a folder" if Path(path).exists() else "does not exist"
-        raise MissingInputError(f"scene {path} {reason}; check the path given to --input_tif_path") from error
+        raise MissingInputError(f"scene {path} {reason}; check the path given to {flag}") from error
 
 
 def choose_bands(asked: Sequence[str], available: dict[int, str], where: str, remedy: str = NAME_BANDS) -> list[int]:
-    """Numbers of the bands that are asked for by name or number, in the order asked; all if none is asked for.
+    """Numbers of the bands that are asked for by name or else by number, in the order asked; all if none is asked for.
 
     Args:
         asked: Names or 1-based numbers.
@@ -204,7 +224,9 @@ def choose_bands(asked: Sequence[str], available: dict[int, str], where: str, re
         return list(available)
     chosen = []
     for wanted in asked:
-        matching = [number for number, name in available.items() if name.lower() == wanted.lower() or str(number) == wanted]
+        # Names first: the bands of a file that calls them 4, 3, 2 are not meant by their place.
+        matching = [number for number, name in available.items() if name.lower() == wanted.lower()]
+        matching = matching or [number for number in available if str(number) == wanted]
         if len(matching) != 1:
             problem = "has no" if not matching else f"has {len(matching)} bands named"
             listing = ", ".join(f"{number} {name}" for number, name in available.items())
@@ -276,11 +298,12 @@ class SceneReader:
         self._datasets.clear()
 
 
-def missing(values: np.ndarray, nodata: float | None) -> np.ndarray:
-    """Where any band [num_bands, height, width] is NaN or equals nodata: [height, width] of bool."""
+def missing(values: np.ndarray, nodata: Iterable[float]) -> np.ndarray:
+    """Where any band [num_bands, height, width] is NaN or equals a nodata value: [height, width] of bool."""
     absent = (~np.isfinite(values)).any(axis=0) if values.dtype.kind == "f" else np.zeros(values.shape[1:], dtype=bool)
-    if nodata is not None and not np.isnan(nodata):
-        absent |= (values == np.asarray(nodata, dtype=values.dtype)).any(axis=0) if fits_type(nodata, values.dtype) else False
+    for value in nodata:
+        if not np.isnan(value) and fits_type(value, values.dtype):
+            absent |= (values == np.asarray(value, dtype=values.dtype)).any(axis=0)
     return absent
 
 

@@ -32,13 +32,18 @@ def read_units(path: str | Path, id_column: str | None, ledger: Ledger) -> gpd.G
 
     Raises:
         MissingInputError: The file is absent or unreadable.
-        CRSError: The file states no CRS.
+        CRSError: The file states no CRS, or a local one.
         TableError: The ids are absent, numbers, empty, repeated, or unfit as file names; all of it at once.
     """
     table = read_vector(Path(path))
     ledger.reads(path)
     if table.crs is None:
         raise CRSError(f"units {path} state no CRS; write it into the file, for example with geopandas: units.set_crs(4326).to_file(...)")
+    if not (table.crs.is_geographic or table.crs.is_projected):
+        raise CRSError(
+            f"units {path} state the local CRS {table.crs.name}, which says nothing of where on Earth they lie; write the right one into the file, "
+            "for example with units.set_crs(CODE, allow_override=True)"
+        )
     check_degrees(table, path)
     column = find_id_column(table, id_column, path)
     check_ids(table[column], f"units {path}, column {column}")
@@ -133,13 +138,14 @@ def to_scene_crs(units: gpd.GeoDataFrame, scene: Scene, ledger: Ledger) -> gpd.G
     """Geometries in the CRS of a scene; a reprojection is said in the ledger.
 
     Raises:
-        CRSError: The scene has no CRS.
+        CRSError: The scene has no CRS, or a local one.
     """
-    if scene.crs is None:
+    crs = None if scene.crs is None else CRS.from_user_input(scene.crs.to_wkt())
+    if crs is None or not scene.lies_on_earth:
+        stated = "no CRS" if crs is None else f"the local CRS {crs.name}"
         raise CRSError(
-            f"scene {scene.path} states no CRS, so that units cannot be laid over it; assign one with: rio edit-info --crs EPSG:CODE {scene.path}"
+            f"scene {scene.path} states {stated}, so that units cannot be laid over it; assign one with: rio edit-info --crs EPSG:CODE {scene.path}"
         )
-    crs = CRS.from_user_input(scene.crs.to_wkt())
     if units.crs == crs:
         return units.geometry
     ledger.note(f"units reprojected from {crs_name(units.crs)} to {crs_name(crs)} for scene {scene.path.name}")
@@ -190,7 +196,7 @@ def point_windows(points: gpd.GeoSeries, scene: Scene, size: int) -> np.ndarray:
             f"--mode points needs points but the units hold {', '.join(sorted(set(points.geom_type)))}; use --mode zones for polygons"
         )
     columns, rows = ~scene.transform * (points.x.to_numpy(), points.y.to_numpy())
-    # The point lies in the pixel right and below the square's centre, at the centre itself for a point on a pixel's corner.
+    # A square of even side is centred on the pixel corner nearest to the point, one of odd side on the centre of the point's pixel.
     first_column, first_row = np.floor(columns - size / 2 + 0.5), np.floor(rows - size / 2 + 0.5)
     side = np.full(len(points), size)
     return np.stack([first_column, first_row, side, side], axis=1).astype(np.int64)

@@ -1,7 +1,8 @@
 """From patches of any size to a batch of equally large views, on the device: crops for training, whole patches for embeddings.
 
 The pixels of all patches stay on the device as they are stored; a view is read from them by bilinear interpolation, for the whole batch at
-once. Levels of half, quarter, ... resolution (averages over valid pixels) serve crops that are larger than the view, against aliasing.
+once. Levels of half, quarter, ... resolution (averages over the valid pixels of a block of 2 x 2, 4 x 4, ...) serve crops that are larger
+than the view, against aliasing.
 Missing pixels become 0 after normalisation, which is the mean of the band.
 
 Shapes: a batch of views is [batch, num_bands, view_size, view_size]. Each image draws its own random numbers, from an explicit generator.
@@ -9,6 +10,7 @@ Shapes: a batch of views is [batch, num_bands, view_size, view_size]. Each image
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -29,7 +31,7 @@ class Pyramid:
 
     Attributes:
         values: [num_pixels_all_levels, num_bands].
-        valid: [num_pixels_all_levels] of bool.
+        valid_share: Share of a pixel's block, as far as it lies within the patch, that is valid, 0 to 1: [num_pixels_all_levels].
         first_pixel: Row of ``values`` at which a patch's level begins: [num_patches, num_levels].
         height: [num_patches, num_levels].
         width: [num_patches, num_levels].
@@ -39,7 +41,7 @@ class Pyramid:
     """
 
     values: Tensor
-    valid: Tensor
+    valid_share: Tensor
     first_pixel: Tensor
     height: Tensor
     width: Tensor
@@ -51,7 +53,7 @@ class Pyramid:
 
     def to(self, device: torch.device) -> Pyramid:
         """The same pixels on another device; the tables stay on the CPU, where boxes are drawn."""
-        return replace(self, **{name: getattr(self, name).to(device) for name in ("values", "valid", "mean", "std", "highest")})
+        return replace(self, **{name: getattr(self, name).to(device) for name in ("values", "valid_share", "mean", "std", "highest")})
 
 
 @dataclass(frozen=True)
@@ -79,21 +81,19 @@ def build_pyramid(patches: PatchSet, normalisation: Normalisation, view_size: in
     shape = (len(patches), num_levels)
     first_pixel, height, width = np.zeros(shape, np.int64), np.ones(shape, np.int64), np.ones(shape, np.int64)
     first_pixel[:, 0], height[:, 0], width[:, 0] = patches.first_pixel, patches.height, patches.width
-    values, valid = [patches.values], [patches.valid]
+    values, valid_share = [patches.values], [patches.valid.astype(np.float32)]
     end = len(patches.valid)
     for position in range(len(patches)) if num_levels > 1 else ():
-        pixels, mask = patches.patch(position)
-        for level in range(1, num_levels):
-            pixels, mask = halve(pixels, mask)
-            first_pixel[position, level], (height[position, level], width[position, level]) = end, mask.shape
+        for level, (pixels, share) in enumerate(coarser_levels(*patches.patch(position), num_levels - 1), start=1):
+            first_pixel[position, level], (height[position, level], width[position, level]) = end, share.shape
             values.append(pixels.reshape(-1, pixels.shape[-1]))
-            valid.append(mask.reshape(-1))
-            end += mask.size
+            valid_share.append(share.reshape(-1))
+            end += share.size
     owner = np.repeat(np.arange(len(patches)), patches.height * patches.width)
     valid_rows = np.flatnonzero(patches.valid)
     return Pyramid(
         values=as_tensor(np.concatenate(values)),
-        valid=torch.from_numpy(np.concatenate(valid)),
+        valid_share=torch.from_numpy(np.concatenate(valid_share)),
         first_pixel=torch.from_numpy(first_pixel),
         height=torch.from_numpy(height),
         width=torch.from_numpy(width),
@@ -106,31 +106,37 @@ def build_pyramid(patches: PatchSet, normalisation: Normalisation, view_size: in
 
 
 def as_tensor(values: np.ndarray) -> Tensor:
-    """A tensor of the smallest type that torch can index and that holds the values exactly."""
+    """A tensor of the smallest type that torch can index and that holds the values exactly; of float32 for 64 bits and uint32."""
     kept = {"uint8": np.uint8, "int8": np.int16, "int16": np.int16, "uint16": np.int32, "int32": np.int32}
     return torch.from_numpy(values.astype(kept.get(values.dtype.name, np.float32), copy=False))
 
 
-def halve(pixels: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Averages 2 x 2 blocks over their valid pixels.
+def coarser_levels(pixels: np.ndarray, mask: np.ndarray, num_levels: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Averages over the valid pixels of ever larger blocks; sums are carried from level to level, so that each valid pixel counts alike.
 
     Args:
         pixels: [height, width, num_bands].
         mask: [height, width].
+        num_levels: How often the sides are halved (rounded up).
 
-    Returns:
-        Both at half the size (rounded up), the pixels in their own type.
+    Yields:
+        Averages in the pixels' own type, and the share of each block, as far as it lies within the patch, that is valid.
     """
-    height, width = mask.shape
-    padding = ((0, height % 2), (0, width % 2))
-    weight = np.pad(mask, padding).astype(np.float64)[..., None]  # [height', width', 1]
-    padded = np.pad(pixels, (*padding, (0, 0))).astype(np.float64) * weight
-    blocks = (weight.shape[0] // 2, 2, weight.shape[1] // 2, 2)
-    count = weight.reshape(*blocks, 1).sum(axis=(1, 3))
-    average = padded.reshape(*blocks, -1).sum(axis=(1, 3)) / np.maximum(count, 1)
-    if pixels.dtype.kind != "f":
-        average = np.rint(average)
-    return average.astype(pixels.dtype), count[..., 0] > 0
+    weight = np.stack([mask, np.ones_like(mask)], axis=-1).astype(np.float64)
+    sums = np.concatenate([pixels * weight[..., :1], weight], axis=-1)  # [height, width, num_bands + 2]: bands, valid pixels, pixels
+    for _ in range(num_levels):
+        sums = halve(sums)
+        total, count, size = sums[..., :-2], sums[..., -2], sums[..., -1]
+        average = total / np.maximum(count, 1)[..., None]
+        average = average if pixels.dtype.kind == "f" else np.rint(average)
+        yield average.astype(pixels.dtype), (count / size).astype(np.float32)
+
+
+def halve(values: np.ndarray) -> np.ndarray:
+    """Sums 2 x 2 blocks of values [height, width, n]; a lone last row or column is a block of its own."""
+    height, width, _ = values.shape
+    padded = np.pad(values, ((0, height % 2), (0, width % 2), (0, 0)))
+    return padded[0::2, 0::2] + padded[0::2, 1::2] + padded[1::2, 0::2] + padded[1::2, 1::2]
 
 
 def whole_patches(pyramid: Pyramid, patch: Tensor) -> Boxes:
@@ -140,7 +146,7 @@ def whole_patches(pyramid: Pyramid, patch: Tensor) -> Boxes:
 
 
 def draw_boxes(pyramid: Pyramid, patch: Tensor, config: ViewConfig, generator: torch.Generator) -> Boxes:
-    """Random crops, each around a random valid pixel, so that no view is empty.
+    """Random crops, each around a random valid pixel; a view can still be empty where valid pixels stand alone among missing ones.
 
     A crop covers ``crop_min_share`` to 1 of the patch's area with an aspect ratio between 3/4 and 4/3, as far as the patch allows.
 
@@ -184,7 +190,7 @@ def render(pyramid: Pyramid, boxes: Boxes, view_size: int) -> tuple[Tensor, Tens
 
     Returns:
         Values in the patches' units, averaged over valid pixels only [batch, num_bands, view_size, view_size], and whether a view's pixel
-        is valid [batch, 1, view_size, view_size].
+        is valid [batch, 1, view_size, view_size]: at least half of what it is made of is a valid pixel, or a block with one.
     """
     device = pyramid.values.device
     level = choose_level(boxes, view_size, pyramid.height.shape[1])
@@ -198,22 +204,25 @@ def render(pyramid: Pyramid, boxes: Boxes, view_size: int) -> tuple[Tensor, Tens
     row, column = y.floor(), x.floor()
     below, right = y - row, x - column  # weights of the next row and column
     total = torch.zeros((*y.shape, pyramid.values.shape[1]), device=device)
-    weights = torch.zeros(y.shape, device=device)
+    weights, seen = torch.zeros(y.shape, device=device), torch.zeros(y.shape, device=device)
     for step_y, weight_y in ((0, 1 - below), (1, below)):
         for step_x, weight_x in ((0, 1 - right), (1, right)):
             rows = torch.minimum((row.long() + step_y).clamp(min=0), height - 1)
             columns = torch.minimum((column.long() + step_x).clamp(min=0), width - 1)
             place = (first + rows * width + columns).reshape(-1)
-            weight = weight_y * weight_x * pyramid.valid[place].reshape(y.shape)
+            share = pyramid.valid_share[place].reshape(y.shape)
+            near = weight_y * weight_x
+            weight = near * share
             total += weight[..., None] * pyramid.values.index_select(0, place).reshape(total.shape).float()
             weights += weight
-    # A view's pixel is valid where at least half of what it is made of is.
+            seen += near * (share > 0)
+    # A block with any valid pixel counts as valid, so that a narrow unit does not vanish where it is shown at a coarse level.
     values = total / weights.clamp(min=1e-6)[..., None]
-    return values.permute(0, 3, 1, 2).contiguous(), (weights >= 0.5)[:, None]
+    return values.permute(0, 3, 1, 2).contiguous(), (seen >= 0.5)[:, None]
 
 
 def choose_level(boxes: Boxes, view_size: int, num_levels: int) -> Tensor:
-    """The coarsest level at which a crop still has at least one pixel per pixel of the view."""
+    """The coarsest level at which the longer side of a crop still has at least one pixel per pixel of the view."""
     pixels_per_pixel = torch.maximum(boxes.height, boxes.width) / view_size
     return torch.log2(pixels_per_pixel.clamp(min=1)).floor().long().clamp(max=num_levels - 1)
 

@@ -50,9 +50,9 @@ class PreprocessingConfig:
         all_touched: Keep every pixel that a unit's polygon touches instead of those whose centre it covers.
         context_m: Margin in metres around the unit; given (0 included), the imagery around the unit is kept, not blackened.
         min_valid: Smallest share of valid pixels that a patch must have, 0 to 1.
-        bands: Names (or 1-based numbers) of the bands to keep, in that order; default all.
+        bands: Names of the bands to keep (or 1-based numbers, which no band has as its name), in that order; default all.
         band_names: Names for the bands of scenes that carry none.
-        nodata: Value that marks missing pixels in scenes that declare none.
+        nodata: Value that marks missing pixels, besides the one that a scene declares.
         workers: Processes that cut patches; 0 takes one per core.
     """
 
@@ -126,7 +126,7 @@ class EncoderConfig:
 
     Args:
         data_path: Folder of patches that stage 1 wrote.
-        bands: Published count (3) or names (red nir) of the bands to use; default all.
+        bands: Published count (3), or names (red nir) or numbers (1 2) of the bands to use; default all.
         lr: Learning rate of Adam.
         batch_size: Images per step over all processes; the negatives of the loss. An epoch's last batches are evened out.
         projection_dim: Length of the projected vector in the loss.

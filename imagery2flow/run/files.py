@@ -161,13 +161,16 @@ def deepest_existing(path: Path) -> Path:
 
 
 @contextmanager
-def filling(folder: Path) -> Iterator[Path]:
-    """Yields a temporary folder; on success its files move into ``folder``, on failure nothing is left of them."""
+def filling(folder: Path, last: str) -> Iterator[Path]:
+    """Yields a temporary folder; on success its files move into ``folder``, on failure nothing is left of them.
+
+    The file ``last``, which tells what the folder holds, moves last: it never speaks of files that are not there yet.
+    """
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=deepest_existing(folder)))
     try:
         yield temporary
         folder.mkdir(parents=True, exist_ok=True)
-        for path in temporary.iterdir():
+        for path in sorted(temporary.iterdir(), key=lambda path: path.name == last):
             path.replace(folder / path.name)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

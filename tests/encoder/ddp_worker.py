@@ -3,6 +3,7 @@
 PYTHONPATH=tests torchrun --nproc_per_node 2 -m encoder.ddp_worker OUTPUT_FOLDER
 """
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -16,7 +17,9 @@ from imagery2flow.run.stage import Ledger, Terminated, TerminationFlag
 
 from .conftest import as_patch_set, draw_images, small_config
 
-NUM_PATCHES, DIM, TEMPERATURE = 6, 5, 0.3
+NUM_PATCHES, DIM, TEMPERATURE = 7, 5, 0.3
+STOPPED = "stopped.pth"
+SHARES = (4, 3)  # of the two processes
 
 
 def linear_encoder() -> nn.Module:
@@ -44,10 +47,10 @@ class SecondProcessStops:
 
 
 def make_linear_trainer(folder: Path, fabric) -> training.Trainer:
-    """A run of the linear encoder on eight patches, four per step."""
+    """A run of the linear encoder on ten patches in batches of 4, 3, 3: two processes take unequal shares of the last two."""
     training.build_backbone = build_linear_backbone
     config = small_config(model_path=str(folder), total_epoch=2, batch_size=4)
-    return training.Trainer(config, as_patch_set(draw_images(8)), 16, fabric, Ledger("test", quiet=True))
+    return training.Trainer(config, as_patch_set(draw_images(10)), 16, fabric, Ledger("test", quiet=True))
 
 
 def train_linear(folder: Path, fabric) -> Path:
@@ -61,11 +64,12 @@ def compare(folder: Path, fabric) -> None:
     """One step on NT-Xent, and a whole run."""
     encoder = linear_encoder()
     model, _ = fabric.setup(encoder, torch.optim.SGD(encoder.parameters(), lr=0.1))
-    n = NUM_PATCHES // fabric.world_size
-    first, second = both_views()[:, fabric.global_rank * n : (fabric.global_rank + 1) * n]
+    rank = fabric.global_rank
+    n, start = SHARES[rank], sum(SHARES[:rank])
+    first, second = both_views()[:, start : start + n]
     projected = model(torch.cat([first, second]))
     loss, retrieval = nt_xent(
-        projected[:n], projected[n:], TEMPERATURE, lambda local: fabric.all_gather(local, sync_grads=True), fabric.global_rank
+        projected[:n], projected[n:], TEMPERATURE, lambda local: fabric.all_gather(local, sync_grads=True), rank, SHARES
     )
     fabric.backward(loss)
     means = fabric.all_reduce(torch.stack([loss.detach(), retrieval]), reduce_op="mean")
@@ -81,6 +85,8 @@ def stop(folder: Path, fabric) -> None:
         trainer.run(SecondProcessStops(fabric))
     except Terminated:
         (folder / f"stopped_{fabric.global_rank}").write_text(f"{trainer.epoch} {trainer.step}")
+    if fabric.is_global_zero:
+        shutil.copy(trainer.path, folder / STOPPED)
     fabric.barrier()
     resumed = make_linear_trainer(folder, fabric)
     resumed.resume()

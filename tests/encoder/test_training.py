@@ -1,5 +1,6 @@
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -98,6 +99,17 @@ def test_every_patch_is_seen_once_an_epoch_in_batches_of_nearly_equal_size(tmp_p
     assert sorted(torch.cat(batches).tolist()) == list(range(num_patches))
     trainer.epoch = 1
     assert not torch.equal(torch.cat(trainer.batches()), torch.cat(batches)) or num_patches == 3
+
+
+@pytest.mark.parametrize(
+    ("num_patches", "batch_size", "sizes"), [(3, 2, [3]), (9, 2, [3, 2, 2, 2]), (2, 2, [2]), (5, 4, [3, 2]), (130, 64, [44, 43, 43])]
+)
+def test_no_batch_holds_a_single_patch_whatever_the_number_of_processes(tmp_path, tiny_backbone, num_patches, batch_size, sizes):
+    trainer = make_trainer(tmp_path, draw_images(num_patches), batch_size=batch_size)
+    alone = trainer.batches()
+    assert [len(batch) for batch in alone] == sizes
+    trainer.fabric = SimpleNamespace(world_size=2)
+    assert all(torch.equal(one, two) for one, two in zip(alone, trainer.batches(), strict=True))
 
 
 def test_each_step_draws_two_different_views_of_the_same_patches(tmp_path, tiny_backbone, monkeypatch):

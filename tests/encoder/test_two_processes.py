@@ -1,6 +1,7 @@
 """Training in two processes (gloo) equals training in one: NT-Xent and its gradients, and a whole run."""
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -12,6 +13,8 @@ import torch
 from imagery2flow.encoder import training
 from imagery2flow.encoder.objectives import nt_xent
 from imagery2flow.run.device import make_fabric
+from imagery2flow.run.errors import InputError
+from imagery2flow.run.stage import TerminationFlag
 
 from . import ddp_worker
 
@@ -65,14 +68,36 @@ def test_a_whole_run_equals_that_of_one_process(two_processes, tmp_path: Path, m
     path = ddp_worker.train_linear(tmp_path, fabric)
     one, two = (torch.load(folder / path.name, weights_only=True) for folder in (tmp_path, two_processes))
     assert [row["loss"] for row in two["history"]] == pytest.approx([row["loss"] for row in one["history"]], rel=1e-4)
+    assert [row["retrieval"] for row in two["history"]] == pytest.approx([row["retrieval"] for row in one["history"]])
     for name, tensor in one["model"].items():
         torch.testing.assert_close(two["model"][name], tensor, atol=1e-5, rtol=1e-4)
 
 
-def test_sigterm_to_one_process_stops_both_at_the_same_step_and_the_run_resumes(two_processes, tmp_path):
+def test_sigterm_to_one_process_stops_both_at_the_same_step_and_the_run_resumes(two_processes, tmp_path, monkeypatch):
     run_two_processes("stop", tmp_path)
     assert [(tmp_path / f"stopped_{rank}").read_text() for rank in (0, 1)] == ["0 1", "0 1"]
     name = "small_img_2.pth"
     whole, resumed = (torch.load(folder / name, weights_only=True) for folder in (two_processes, tmp_path))
     assert resumed["history"] == whole["history"]
     assert all(torch.equal(resumed["model"][part], whole["model"][part]) for part in whole["model"])
+
+    monkeypatch.setattr(training, "build_backbone", None)
+    (tmp_path / "one").mkdir()
+    shutil.copy(tmp_path / ddp_worker.STOPPED, tmp_path / "one" / name)
+    alone = ddp_worker.make_linear_trainer(tmp_path / "one", make_fabric("cpu", "fp32")[0])
+    alone.resume()
+    assert (alone.epoch, alone.step) == (0, 1)
+    alone.run(TerminationFlag())
+    for part, tensor in whole["model"].items():
+        torch.testing.assert_close(alone.model.module.state_dict()[part], tensor, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("num_patches", "batch_size", "world_size", "smallest"), [(2, 4, 3, 2), (9, 2, 4, 2), (10, 4, 4, 3), (130, 64, 44, 43)]
+)
+def test_more_processes_than_a_batch_has_patches_are_refused(num_patches, batch_size, world_size, smallest):
+    with pytest.raises(
+        InputError, match=rf"{world_size} processes cannot share batches of {smallest} patches .*; start at most {smallest} processes"
+    ):
+        training.check_processes(num_patches, batch_size, world_size)
+    training.check_processes(num_patches, batch_size, smallest)

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -5,6 +7,7 @@ import shapely
 
 from imagery2flow.figures import maps
 from imagery2flow.figures.maps import draw_map, region_map
+from imagery2flow.imagery.scene import open_scene
 from imagery2flow.run.config import MapConfig
 from imagery2flow.run.errors import InputError, TableError
 from imagery2flow.run.stage import Ledger
@@ -27,7 +30,8 @@ def region(tmp_path, write_scene, write_units):
 
 def panels(config):
     table = pd.read_csv(config.predictions_path, dtype={"h_geocode": str, "w_geocode": str})
-    return region_map(config.scene_path, maps.read_units(config.units_path, None, Ledger("test", quiet=True)), table).axes
+    units = maps.read_units(config.units_path, None, Ledger("test", quiet=True))
+    return region_map(open_scene(config.scene_path), units.geometry, table).axes
 
 
 def lines_of(axis):
@@ -63,11 +67,38 @@ def test_the_picture_is_written_and_the_same_each_time(region, tmp_path, ledger_
 
 def test_units_of_another_place_and_unknown_suffixes_are_refused(region, tmp_path, ledger_of_tests):
     pd.read_csv(region.predictions_path, dtype=str).replace("02", "99").to_csv(region.predictions_path, index=False)
-    with pytest.raises(TableError, match=r"name 1 units that are not in .* \(99\)"):
+    with pytest.raises(TableError, match=r"1 ids of h_geocode are not among the units \(99\).*1 ids of w_geocode .* \(99\)"):
         draw_map(region, ledger_of_tests)
-    with pytest.raises(InputError, match=r"must end in .png, .pdf, .svg"):
+    with pytest.raises(InputError, match=r"must be a file that ends in .png, .pdf, .svg"):
         draw_map(MapConfig(predictions_path="p", units_path="u", scene_path="s", output_path="map.txt"), ledger_of_tests)
     assert not (tmp_path / "map.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"prediction": "many"}, r"4 values of prediction are no numbers of commuters \(many, many, many, many\)"),
+        ({"prediction": np.inf, "count": -1}, r"2 faults: 4 values of count are no .*-1.*; 4 values of prediction .* \(inf, "),
+        ({"h_geocode": ""}, r"1 ids of h_geocode are not among the units \(nan\)"),
+    ],
+)
+def test_all_faults_of_the_predictions_are_told_at_once(region, ledger_of_tests, change, says):
+    pd.read_csv(region.predictions_path, dtype=str).assign(**change).to_csv(region.predictions_path, index=False)
+    with pytest.raises(TableError, match=says):
+        draw_map(region, ledger_of_tests)
+
+
+def test_an_empty_table_of_predictions_is_refused(region, ledger_of_tests):
+    pd.read_csv(region.predictions_path, dtype=str)[:0].to_csv(region.predictions_path, index=False)
+    with pytest.raises(TableError, match=r"the table has 0 rows; name a table that train_ODPrediction.py"):
+        draw_map(region, ledger_of_tests)
+
+
+@pytest.mark.parametrize("place", [shapely.box(10, 89, 11, 90), shapely.box(-75.2, 40.5, -75.1, 40.6)])  # infinitely far, and beside it
+def test_units_beside_the_scene_are_refused(region, write_units, ledger_of_tests, place):
+    units = write_units(dict.fromkeys(["00", "01", "02"], place), "elsewhere.gpkg", crs="EPSG:4326")
+    with pytest.raises(InputError, match=r"units .*elsewhere.gpkg do not lie on scene .*; name the scene of that place with --scene_path"):
+        draw_map(replace(region, units_path=units), ledger_of_tests)
 
 
 @pytest.fixture

@@ -197,6 +197,25 @@ def test_two_processes_write_the_same_bytes_as_one(tmp_path, write_scene, write_
     assert contents(one) == contents(two)
 
 
+def test_a_crash_leaves_the_folder_of_an_earlier_run_as_it_was(tmp_path, write_scene, write_units, monkeypatch):
+    scene = write_scene(noise(1, 40, 40))
+    folder, _, _ = cut(tmp_path, scene, write_units({"a": rectangle(1, 1, 3, 3)}))
+    before = contents(folder)
+    monkeypatch.setattr(patches, "collect_statistics", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        cut(tmp_path, scene, write_units({"a": rectangle(5, 5, 3, 3), "b": rectangle(1, 1, 3, 3)}))
+    assert contents(folder) == before
+
+
+def test_the_manifest_is_the_last_file_that_is_put_in_place(tmp_path, write_scene, write_units, monkeypatch):
+    moved = []
+    replace = Path.replace
+    monkeypatch.setattr(Path, "replace", lambda path, target: moved.append(target.name) or replace(path, target))
+    folder, _, _ = cut(tmp_path, write_scene(noise(1, 40, 40)), write_units(irregular_shapes()))
+    assert len(list(folder.iterdir())) == 14
+    assert moved[-1] == "manifest.csv"
+
+
 def test_the_order_of_the_rows_of_the_units_changes_nothing(tmp_path, write_scene, write_units):
     scene, shapes = write_scene(noise(2, 40, 40, "float32") / 7), irregular_shapes()
     straight, _, _ = cut(tmp_path / "straight", scene, write_units(shapes))

@@ -45,6 +45,15 @@ def test_of_overlapping_scenes_the_one_with_most_valid_pixels_wins(tmp_path, wri
     assert np.array_equal(read(folder, "both"), cloudy[:, 12:15, 12:15])
 
 
+def test_a_unit_that_lies_on_two_scenes_beside_each_other_is_named(tmp_path, write_scene, write_units):
+    east = from_origin(LEFT + 20 * GSD_M, TOP, GSD_M, GSD_M)
+    scenes = [write_scene(noise(1, 20, 20), "west.tif"), write_scene(noise(1, 20, 20), "east.tif", transform=east)]
+    shapes = {"both": rectangle(14, 4, 10, 4), "mostly": rectangle(0, 0, 20.4, 10), "west": rectangle(2, 2, 4, 4)}
+    _, manifest, ledger = cut(tmp_path, scenes, write_units(shapes))
+    assert manifest.valid_fraction.to_dict() == {"both": 0.6, "mostly": 1.0, "west": 1.0}
+    assert any(note.startswith("1 units are covered by less than 95% by imagery (both); a unit takes one scene") for note in ledger.notes)
+
+
 def test_scenes_with_other_bands_are_refused(tmp_path, write_scene, write_units):
     scenes = [write_scene(noise(1, 9, 9), "a.tif", names=["red"]), write_scene(noise(1, 9, 9), "b.tif", names=["nir"])]
     with pytest.raises(BandError, match="choose common ones with --bands"):
@@ -68,6 +77,28 @@ def test_bands_are_chosen_by_name_and_named_in_the_patches(tmp_path, write_scene
     assert load_patches(str(folder), [], quiet()).normalisation.band_names == ("thermal", "red")
 
 
+@pytest.mark.parametrize("lowest", [0, 1])  # a patch with valid zeros carries a mask, one without has nodata 0
+def test_a_fourth_uint8_band_without_a_name_reaches_the_encoder(tmp_path, write_scene, write_units, lowest):
+    values = noise(4, 9, 9, "uint8")
+    values[3, 2, 2] = lowest
+    scene = write_scene(values, photometric="RGB", alpha="NO")  # as aerial photographs with near infrared are delivered
+    folder, _, _ = cut(tmp_path, scene, write_units({"a": rectangle(1, 1, 4, 5)}))
+    with rasterio.open(folder / "l8_2020_a.tif") as patch:
+        assert "alpha" not in [kind.name for kind in patch.colorinterp]
+    patches = load_patches(str(folder), ["4"], quiet())
+    assert patches.valid.all()
+    assert np.array_equal(patches.patch(0)[0], values[:, 1:6, 1:5].transpose(1, 2, 0))
+
+
+def test_the_ledger_says_what_is_taken_as_alpha_and_what_marks_missing_pixels(tmp_path, write_scene, write_units):
+    scene, units = write_scene(noise(4, 9, 9, "uint8"), nodata=255), write_units({"a": rectangle(1, 1, 2, 2)})
+    _, _, ledger = cut(tmp_path / "mask", scene, units, nodata=0.0)
+    assert ledger.notes[0].endswith("nodata 255 and 0")
+    assert ledger.notes[1].startswith("scene scene.tif: band 4 is taken as alpha, not as imagery; if it is imagery, name it")
+    _, _, ledger = cut(tmp_path / "imagery", scene, units, bands=["1", "2", "3", "4"])
+    assert not any("alpha" in note for note in ledger.notes)
+
+
 def test_a_unit_at_the_edge_keeps_its_window_and_counts_what_lies_beyond_as_missing(tmp_path, write_scene, write_units):
     values = noise(1, 9, 9)
     folder, manifest, _ = cut(tmp_path, write_scene(values), write_units({"a": rectangle(-1, 7, 4, 4)}))
@@ -87,6 +118,18 @@ def test_a_margin_keeps_the_imagery_around_the_unit(tmp_path, write_scene, write
     assert (read(blackened, "a") == 0).any()
     assert np.array_equal(read(kept, "a"), values[:, 4:8, 4:8])
     assert np.array_equal(read(widened, "a"), values[:, 2:10, 2:10])
+
+
+def test_a_margin_does_not_make_a_patch_of_other_units_pixels(tmp_path, write_scene, write_units):
+    values = noise(1, 12, 12)
+    values[0, :4, :4], values[0, 8:, 8:10] = 0, 0  # clouds over "dark", over half of "half"
+    beyond, dark, half = rectangle(12.5, 3, 3, 3), rectangle(0, 0, 4, 4), rectangle(8, 8, 4, 4)
+    units = write_units({"beyond": beyond, "dark": dark, "half": half, "whole": rectangle(5, 4, 2, 2)})
+    folder, manifest, _ = cut(tmp_path, write_scene(values, nodata=0), units, context_m=60.0, min_valid=0.6)
+    expected = {"beyond": "outside every scene", "dark": "all nodata", "half": "below --min_valid", "whole": "written"}
+    assert manifest.status.to_dict() == expected
+    assert manifest.valid_fraction.to_dict() == {"beyond": 0, "dark": 0, "half": 0.5, "whole": 1}
+    assert np.array_equal(read(folder, "whole"), values[:, 2:8, 3:9])
 
 
 def test_too_few_valid_pixels_leave_a_unit_out(tmp_path, write_scene, write_units):
@@ -111,10 +154,11 @@ def test_the_published_grid_of_a_4800_pixel_scene_has_361_tiles(tmp_path, write_
     assert sum(path.suffix == ".tif" for path in folder.iterdir()) == 361
 
 
-def test_the_grid_needs_no_crs_and_the_stride_is_the_size_by_default(tmp_path, write_scene):
+@pytest.mark.parametrize("crs", [None, 'LOCAL_CS["site grid",UNIT["metre",1]]'])
+def test_the_grid_needs_no_crs_and_the_stride_is_the_size_by_default(tmp_path, write_scene, crs):
     values = noise(3, 8, 12, "uint8")
     values[:, :4, :4] = 0
-    folder, manifest, ledger = cut(tmp_path, write_scene(values, crs=None, nodata=0), mode="grid", size=4)
+    folder, manifest, ledger = cut(tmp_path, write_scene(values, crs=crs, nodata=0), mode="grid", size=4)
     assert ledger.summary() == "in: 6 tiles; out: 5 patches; left out: 1 all nodata (r0000c0000)"
     assert np.array_equal(read(folder, "r0001c0002"), values[:, 4:8, 8:12])
     assert manifest.status["r0000c0000"] == "all nodata"

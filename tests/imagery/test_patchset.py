@@ -126,8 +126,29 @@ def test_the_alpha_band_of_an_image_is_its_mask(tmp_path, write_scene):
     image = noise(4, 3, 3, "uint8")
     image[3], image[3, 1, 1] = 255, 0
     write_scene(image, "city_01.tif", photometric="RGB", alpha="YES")
-    patches = load_patches(str(tmp_path), ["3"], quiet())
+    ledger = quiet()
+    patches = load_patches(str(tmp_path), ["3"], ledger)
     assert np.array_equal(patches.patch(0)[1], image[3] > 0)
+    assert f"patches {tmp_path}: band 4 is taken as alpha, not as imagery" in ledger.notes
+
+
+@pytest.mark.parametrize("bands", [["4"], ["1", "2", "3", "4"], ["band1", "band2", "band3", "band4"]])
+def test_a_band_that_is_asked_for_is_imagery_though_gdal_takes_it_for_alpha(tmp_path, write_scene, bands):
+    image = noise(4, 3, 3, "uint8")
+    image[3, 1, 1] = 0
+    write_scene(image, "city_01.tif")
+    patches = load_patches(str(tmp_path), bands, quiet())
+    assert patches.valid.all()
+    assert np.array_equal(patches.patch(0)[0], image.transpose(1, 2, 0))
+
+
+@pytest.mark.parametrize(("bands", "taken"), [(["4", "3", "2"], [0, 1, 2]), (["2", "4"], [2, 0]), (["4"], [0])])
+def test_bands_that_are_called_by_digits_are_meant_by_their_name(write_patches, bands, taken):
+    # Stage 3 asks for the names that stage 2 found; its patches may hold more bands than the encoder reads.
+    image = noise(4, 3, 3)
+    patches = load_patches(str(write_patches({"01": image, "02": image}, names=("4", "3", "2", "8"))), bands, quiet())
+    assert patches.normalisation.band_names == tuple(bands)
+    assert np.array_equal(patches.patch(1)[0], image[taken].transpose(1, 2, 0))
 
 
 @pytest.mark.parametrize(
@@ -159,6 +180,16 @@ def test_patches_without_a_single_valid_pixel_are_refused(write_patches, dtype):
     folder = write_patches({"01": np.zeros((2, 3, 3), dtype)})
     with pytest.raises(InputError):
         load_patches(str(folder), [], quiet())
+
+
+def test_a_patch_without_a_valid_pixel_is_left_out(write_patches):
+    images = {"01": noise(2, 3, 4, seed=1), "02": np.zeros((2, 5, 5), "uint16"), "03": noise(2, 4, 3, seed=2)}
+    ledger = quiet()
+    patches = load_patches(str(write_patches(images)), [], ledger)
+    assert patches.geocodes == ("01", "03")
+    assert np.array_equal(patches.patch(1)[0], images["03"].transpose(1, 2, 0))
+    assert ledger.left_out == {"patches without a valid pixel": ["02"]}
+    assert ledger.came_in == {"patches": 3}
 
 
 def test_nan_and_infinity_are_missing(tmp_path, write_scene):

@@ -52,7 +52,7 @@ def test_common_name_of_a_band_is_found_in_its_description(description, name):
 
 def test_a_scene_says_what_its_file_says(write_scene):
     scene = open_scene(write_scene(noise(3, 4, 6, "int16"), names=("red", "nir", "thermal"), nodata=-9999))
-    assert (scene.width, scene.height, scene.dtype, scene.nodata) == (6, 4, "int16", -9999)
+    assert (scene.width, scene.height, scene.dtype, scene.nodata) == (6, 4, "int16", (-9999,))
     assert (scene.bands, scene.band_names, scene.has_mask) == ((1, 2, 3), ("red", "nir", "thermal"), False)
     assert scene.crs.to_epsg() == 32618
     assert scene.gsd_m == 30
@@ -98,6 +98,34 @@ def test_a_fourth_uint8_band_that_is_described_as_imagery_is_no_alpha_band(write
     scene = open_scene(write_scene(values, names=("red", "green", "blue", "nir")))
     assert scene.band_names == ("red", "green", "blue", "nir")
     assert np.array_equal(read(scene)[0], values)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [{"names": ["b2", "b3", "b4", "b8"]}, {"bands": ["1", "2", "3", "4"]}, {"bands": ["4", "3", "2"]}, {"bands": ["band4", "band1"]}],
+)
+def test_a_band_that_the_user_names_or_asks_for_is_imagery_though_gdal_takes_it_for_alpha(write_scene, asked):
+    values = noise(4, 4, 4, "uint8")
+    values[3, 0, 0] = 0
+    scene = open_scene(write_scene(values), **asked)
+    assert 4 in scene.bands and not scene.alpha_bands
+    found, valid = read(scene)
+    assert valid.all()
+    assert np.array_equal(found, values[[number - 1 for number in scene.bands]])
+
+
+def test_a_band_that_is_named_alpha_stays_a_mask(write_scene):
+    values = noise(4, 4, 4, "uint8")
+    values[3, 0, 0] = 0
+    scene = open_scene(write_scene(values), names=["red", "green", "blue", "Alpha"])
+    assert (scene.bands, scene.alpha_bands) == ((1, 2, 3), (4,))
+    assert read(scene)[1].sum() == 15
+
+
+def test_bands_that_are_called_by_digits_are_meant_by_their_name(write_scene):
+    values = noise(4, 4, 4)
+    scene = open_scene(write_scene(values, names=("4", "3", "2", "nir")), bands=["4", "2", "1"])  # no band is called 1
+    assert (scene.bands, scene.band_names) == ((1, 3, 1), ("4", "2", "4"))
 
 
 @pytest.mark.parametrize("content", [None, "no raster"])
@@ -154,6 +182,14 @@ def test_nodata_may_be_told_where_the_file_declares_none(write_scene):
     path = write_scene(values)
     assert read(open_scene(path))[1].all()
     assert read(open_scene(path, nodata=0))[1].tolist() == [[False, True], [True, True]]
+
+
+def test_a_nodata_value_that_is_told_counts_beside_the_one_that_the_file_declares(write_scene):
+    path = write_scene(np.array([[[0, 255], [7, 8]]], "uint8"), nodata=255)
+    scene = open_scene(path, nodata=0)
+    assert scene.nodata == (255, 0)
+    assert read(scene)[1].tolist() == [[False, False], [True, True]]
+    assert open_scene(path, nodata=255).nodata == (255,)
 
 
 def test_nan_is_missing_with_and_without_a_nodata_value(write_scene):

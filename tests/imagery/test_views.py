@@ -13,10 +13,10 @@ from imagery2flow.imagery.views import (
     as_tensor,
     build_pyramid,
     choose_view_size,
+    coarser_levels,
     draw_boxes,
     draw_orientation,
     embedding_views,
-    halve,
     normalise,
     random_views,
     render,
@@ -49,22 +49,36 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def naive_view(pixels: np.ndarray, mask: np.ndarray, box: tuple[float, float, float, float], size: int):
-    """Bilinear interpolation over valid pixels, one pixel of the view after the other."""
+def naive_level(pixels: np.ndarray, mask: np.ndarray, side: int):
+    """Average over the valid pixels of each block of side x side, and the share of the block's pixels that are valid."""
+    shape = math.ceil(mask.shape[0] / side), math.ceil(mask.shape[1] / side)
+    values, share = np.zeros((*shape, pixels.shape[2])), np.zeros(shape)
+    for row in range(shape[0]):
+        for column in range(shape[1]):
+            block = slice(side * row, side * (row + 1)), slice(side * column, side * (column + 1))
+            share[row, column] = mask[block].mean()
+            if mask[block].any():
+                values[row, column] = pixels[block][mask[block]].mean(axis=0, dtype=float)
+    return values if pixels.dtype.kind == "f" else np.rint(values), share
+
+
+def naive_view(pixels: np.ndarray, share: np.ndarray, box: tuple[float, float, float, float], size: int):
+    """Bilinear interpolation over valid pixels, one pixel of the view after the other; ``share`` of each pixel's block is valid."""
     top, left, height, width = box
     values, valid = np.zeros((pixels.shape[2], size, size)), np.zeros((size, size), bool)
     for i in range(size):
         for j in range(size):
             y, x = top + (i + 0.5) / size * height - 0.5, left + (j + 0.5) / size * width - 0.5
-            total, weights = np.zeros(pixels.shape[2]), 0.0
+            total, weights, seen = np.zeros(pixels.shape[2]), 0.0, 0.0
             for row in (math.floor(y), math.floor(y) + 1):
                 for column in (math.floor(x), math.floor(x) + 1):
-                    inside = min(max(row, 0), mask.shape[0] - 1), min(max(column, 0), mask.shape[1] - 1)
-                    weight = (1 - abs(y - row)) * (1 - abs(x - column)) * mask[inside]
-                    total += weight * pixels[inside]
-                    weights += weight
+                    inside = min(max(row, 0), share.shape[0] - 1), min(max(column, 0), share.shape[1] - 1)
+                    near = (1 - abs(y - row)) * (1 - abs(x - column))
+                    total += near * share[inside] * pixels[inside]
+                    weights += near * share[inside]
+                    seen += near * (share[inside] > 0)
             values[:, i, j] = total / max(weights, 1e-6)
-            valid[i, j] = weights >= 0.5
+            valid[i, j] = seen >= 0.5
     return values, valid
 
 
@@ -79,11 +93,12 @@ def test_rendering_equals_naive_bilinear_interpolation_over_valid_pixels(box):
     np.testing.assert_allclose(values[0].numpy()[:, expected_valid], expected[:, expected_valid], rtol=1e-4, atol=0.5)
 
 
-def test_a_crop_twice_as_large_as_the_view_is_read_from_the_averages():
-    pixels, mask = image(20, 18), np.random.default_rng(1).random((20, 18)) < 0.7
-    half, half_mask = halve(pixels, mask)
-    values, valid = render(pyramid_of([pixels], [mask]), boxes(0, 2.0, 1.0, 17.0, 16.0), 8)
-    expected, expected_valid = naive_view(half, half_mask, (1.0, 0.5, 8.5, 8.0), 8)
+@pytest.mark.parametrize("side", [2, 4])
+def test_a_crop_larger_than_the_view_is_read_from_averages_over_valid_pixels(side):
+    height, width = 10 * side - 1, 9 * side  # the last row of blocks is cut
+    pixels, mask = image(height, width), np.random.default_rng(1).random((height, width)) < 0.4
+    values, valid = render(pyramid_of([pixels], [mask]), boxes(0, 1.0 * side, 0.5 * side, 8.5 * side, 8.0 * side), 8)
+    expected, expected_valid = naive_view(*naive_level(pixels, mask, side), (1.0, 0.5, 8.5, 8.0), 8)
     assert np.array_equal(valid[0, 0].numpy(), expected_valid)
     np.testing.assert_allclose(values[0].numpy()[:, expected_valid], expected[:, expected_valid], rtol=1e-4)
 
@@ -181,17 +196,30 @@ def test_other_images_of_the_batch_do_not_change_a_rendering():
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "float32"])
-def test_halving_equals_a_naive_mean_over_valid_pixels(dtype):
-    pixels, mask = (image(5, 7) % 251).astype(dtype), np.random.default_rng(2).random((5, 7)) < 0.5
-    mask[0:2, 0:2] = False
-    found, valid = halve(pixels, mask)
-    assert found.shape == (3, 4, 2) and found.dtype == dtype
-    for row in range(3):
-        for column in range(4):
-            block = slice(2 * row, 2 * row + 2), slice(2 * column, 2 * column + 2)
-            assert valid[row, column] == mask[block].any()
-            expected = pixels[block][mask[block]].mean(axis=0, dtype=float) if mask[block].any() else np.zeros(2)
-            np.testing.assert_allclose(found[row, column], np.rint(expected) if dtype == "uint8" else expected, rtol=1e-6)
+def test_every_level_is_the_mean_over_the_valid_pixels_of_its_blocks(dtype):
+    pixels, mask = (image(21, 18) % 251).astype(dtype), np.random.default_rng(2).random((21, 18)) < 0.3
+    mask[0:4, 0:4] = False
+    levels = list(coarser_levels(pixels, mask, 3))
+    for side, (found, share) in zip((2, 4, 8), levels, strict=True):
+        expected, expected_share = naive_level(pixels, mask, side)
+        assert found.dtype == dtype
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+        np.testing.assert_allclose(share, expected_share, rtol=1e-3)
+
+
+def test_a_block_of_few_valid_pixels_does_not_weigh_as_much_as_a_full_one():
+    pixels, mask = np.full((4, 4, 1), 10.0), np.ones((4, 4), bool)
+    pixels[:2, :2], mask[:2, :2] = 100.0, [[True, False], [False, False]]
+    (_, _), (found, share) = coarser_levels(pixels, mask, 2)
+    assert (found.item(), share.item()) == (pytest.approx((100 + 12 * 10) / 13), pytest.approx(13 / 16, rel=1e-3))
+
+
+def test_a_narrow_unit_does_not_vanish_at_a_coarse_level():
+    pixels, mask = np.full((256, 256, 1), 7, "uint8"), np.eye(256, dtype=bool)
+    pyramid = pyramid_of([pixels], [mask], view_size=16)
+    values, valid = render(pyramid, whole_patches(pyramid, torch.tensor([0])), 16)
+    assert valid[0, 0].diagonal().all()
+    assert (values[valid] == 7).all()
 
 
 def test_the_pyramid_holds_each_level_of_each_patch():
@@ -201,10 +229,10 @@ def test_the_pyramid_holds_each_level_of_each_patch():
     assert pyramid.width.tolist() == [[9, 5, 3], [17, 9, 5]]
     for number, pixels in enumerate(images):
         mask = np.ones(pixels.shape[:2], bool)
-        for level in range(3):
-            first, size = pyramid.first_pixel[number, level], mask.size
-            assert np.array_equal(pyramid.values[first : first + size].numpy(), pixels.reshape(-1, 2))
-            pixels, mask = halve(pixels, mask)
+        for level, (values, share) in enumerate([(pixels, mask), *coarser_levels(pixels, mask, 2)]):
+            rows = slice(pyramid.first_pixel[number, level], pyramid.first_pixel[number, level] + share.size)
+            assert np.array_equal(pyramid.values[rows].numpy(), values.reshape(-1, 2))
+            assert (pyramid.valid_share[rows] == 1).all()
 
 
 @settings(max_examples=25)
@@ -215,6 +243,7 @@ def test_a_constant_patch_stays_constant_at_any_crop(height, width, seed):
     pixels = np.where(mask, 37, 0)[..., None].astype("uint8")
     pyramid = pyramid_of([pixels], [mask])
     values, valid = render(pyramid, draw_boxes(pyramid, torch.zeros(8, dtype=torch.long), ViewConfig(), generator(seed)), 8)
+    assert valid.any()
     torch.testing.assert_close(values[valid], torch.full_like(values[valid], 37.0))
 
 
