@@ -103,7 +103,9 @@ def read_untrained(path: str, embeddings: pd.DataFrame, units: pd.Index, ledger:
     numbered = [column for column in embeddings if column.isdigit()]
     if not numbered or not other.is_file():
         return None
-    table = read_embeddings(str(other), units, ledger).reindex(embeddings.index)
+    ledger.reads(other)
+    # A ledger of its own: what it leaves out the trained encoder's table left out before.
+    table = read_embeddings(str(other), units, Ledger(ledger.stage, quiet=True)).reindex(embeddings.index)
     if set(numbered) - set(table.columns) or table.isna().to_numpy().any():
         raise TableError(f"features {other} have other ids or columns than {path}; make both with get_img_embedding.py")
     return table[numbered].to_numpy(np.float32)

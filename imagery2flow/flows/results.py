@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from imagery2flow.flows import metrics
+from imagery2flow.flows.controls import BANDS, DISTANCE, SHUFFLED, UNTRAINED
 from imagery2flow.flows.scoring import Scores
 from imagery2flow.flows.table import UNIVERSES
 from imagery2flow.run.errors import MissingInputError
@@ -22,6 +23,9 @@ from imagery2flow.run.stage import Ledger
 from imagery2flow.sources.synthetic import best_prediction
 
 BEST_REACHABLE = "best reachable"
+# As rows of a table: the model, what it is read against, and the limit.
+ORDER = ("bilinear", "lightgbm", *(f"{decoder}, {name}" for name in (SHUFFLED, UNTRAINED) for decoder in ("bilinear", "lightgbm")))
+ORDER += (BANDS, DISTANCE, "constant", BEST_REACHABLE)
 
 
 def collect_results(config: ResultsConfig, ledger: Ledger) -> Path:
@@ -58,7 +62,7 @@ def region_rows(run: dict[str, Any], scores: Scores, tested_on: str) -> pd.DataF
         [
             place | {"pairs": universe, "predictor": name} | {key: by_universe[universe][key] for key in ("num_pairs", *metrics.SCORES)}
             for universe in UNIVERSES
-            for name in scores
+            for name in sorted(scores, key=ORDER.index)
             if universe in (by_universe := scores[name])
         ]
     )

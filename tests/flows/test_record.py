@@ -58,7 +58,8 @@ def test_the_trees_see_the_networks_embeddings_and_its_features_if_asked_for(reg
     embedded = embedder.embed(region)
     parts = [np.zeros((NUM_UNITS, 0))]
     parts += [embedded.hidden.numpy()] if embeddings else []
-    parts += [record.scaling.features(region).astype(np.float32)] if unit_features else []
+    own, around = (values.astype(np.float32) for values in (record.scaling.features(region), record.scaling.surroundings(region)))
+    parts += [own, around] if unit_features else []
     np.testing.assert_array_equal(embedded.inputs.unit, np.concatenate(parts, axis=1))
 
 

@@ -226,7 +226,7 @@ def test_surroundings_are_features_of_the_trees_if_asked_for(town, monkeypatch):
     content = torch.load(town / MODEL / "od_model.pt", weights_only=True)
     assert content["scaling"]["context_m"] == [2000.0]
     assert content["model"]["layers.0.res.weight"].shape == (8, 4)
-    assert set(content["tree_columns"].tolist()) <= set(range(2 * (4 + 3 + 1) + 4))
+    assert set(content["tree_columns"].tolist()) <= set(range(2 * (4 + 4 + 1) + 4))
 
 
 @pytest.mark.parametrize("split", ["unit", "block", "pair"])
