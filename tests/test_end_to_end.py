@@ -32,7 +32,10 @@ STAGES_4_AND_5 = (
 def run(folder: Path, script: str, flags: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Runs a script in a folder; a failure shows what it said."""
     command = [sys.executable, "-W", "ignore", *(["-m", script] if script == "imagery2flow" else [str(ROOT / script)]), *flags.split()]
-    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=os.environ | environment, timeout=600, check=False)
+    place = {"PYTHONPATH": str(ROOT)}  # this copy of the package, wherever another may be installed
+    result = subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, env=os.environ | place | environment, timeout=600, check=False
+    )
     assert result.returncode == 0, f"{script} {flags}\n{result.stderr}"
     return result
 
