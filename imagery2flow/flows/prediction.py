@@ -1,7 +1,7 @@
 """Stage 5: predict the flows of another region with a trained flow model; scores where flows are known.
 
-Writes ``<output_dir>/<log>/<region>_<year>/``: predictions_bilinear and predictions_lightgbm (h_geocode, w_geocode, count, prediction; count
-empty where unknown), metrics.json where flows are known, run.json.
+Writes ``<output_dir>/<log>/<region>_<year>/``: predictions_bilinear and predictions_lightgbm (h_geocode, w_geocode, count, prediction,
+scored; count empty where unknown, scored where the flow is known and the model has not learned from it), metrics.json where flows are known, run.json.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ def test_flows(config: FlowTestConfig, ledger: Ledger) -> Path:
     record = load_record(Path(config.model_dir), choose_device(config.device))
     check_model(config, record, ledger)
     region = load_region(config, ledger, flows_required=False)
+    check_distances(config, record, region)
     folder = Path(config.model_dir) / f"{region.name}_{config.year}"
     with deterministic_on_cpu(record.device):
         predictor = RegionPredictor(record, record.embed(region))
@@ -80,10 +81,24 @@ def check_model(config: FlowTestConfig, record: FlowRecord, ledger: Ledger) -> N
         ledger.note("--max_epochs and --lr are without effect here: testing trains nothing")
 
 
+def check_distances(config: FlowTestConfig, record: FlowRecord, region: Region) -> None:
+    """Refuses to decode distances of one kind by a model of the other: a way by road is longer.
+
+    Raises:
+        InputError: They differ.
+    """
+    kinds = {True: "distances of a table", False: "great-circle distances"}
+    asked, found = region.graph.table_m is not None, bool(record.config["distance_path"])
+    if asked != found:
+        remedy = "leave --distance_path out" if asked else "give a table with --distance_path"
+        raise InputError(
+            f"region {region.name} has {kinds[asked]} but the model {config.model_dir} was trained on {kinds[found]}; {remedy}, or train a model on {kinds[asked]}"
+        )
+
+
 def all_pairs(region: Region) -> Iterator[FlowTable]:
     """Every pair of units in blocks of whole origins; counts where they are known, else NaN."""
     num_units = len(region.graph.geocodes)
-    observed = None if region.flows is None else region.flows.universe("positive")
     origins_per_block = max(1, PAIRS_PER_BLOCK // num_units)
     for start in range(0, num_units, origins_per_block):
         origins = np.arange(start, min(start + origins_per_block, num_units))
@@ -92,8 +107,8 @@ def all_pairs(region: Region) -> Iterator[FlowTable]:
         if region.flows is not None and region.flows.block is not None:
             block = region.flows.block
             count[(block[origin] >= 0) & (block[origin] == block[destination])] = 0.0
-        if observed is not None:
-            known = observed.select((observed.origin >= origins[0]) & (observed.origin <= origins[-1]))
+        if region.flows is not None:  # an explicit 0 is as good as a flow
+            known = region.flows.select((region.flows.origin >= origins[0]) & (region.flows.origin <= origins[-1]))
             count[(known.origin - start) * num_units + known.destination] = known.count
         yield FlowTable(region.graph.geocodes, origin, destination, count)
 
@@ -109,14 +124,19 @@ def write_predictions(config: FlowTestConfig, predictor: RegionPredictor, region
     written = 0
     with TableWriter(paths["bilinear"]) as bilinear, TableWriter(paths["lightgbm"]) as lightgbm:
         for pairs in all_pairs(region) if whole else [region.observed().universe("positive")]:
+            scored = ~np.isnan(pairs.count) & ~predictor.record.has_learned(region.graph, pairs)
             for name, values in predictor.predict(pairs).items():
                 kept = values >= config.min_flow
                 if config.top_k:
                     kept &= largest_destinations(pairs.origin, values, config.top_k)
                 chosen = pairs.select(np.flatnonzero(kept)) if not kept.all() else pairs
-                (bilinear if name == "bilinear" else lightgbm).write(chosen.to_frame(categorical=True).assign(prediction=values[kept]))
+                table = chosen.to_frame(categorical=True).assign(prediction=values[kept], scored=scored[kept])
+                (bilinear if name == "bilinear" else lightgbm).write(table)
                 written += len(chosen)
     ledger.went_out["predictions written"] = written
+    for path in paths.values():
+        for suffix in {".csv", ".parquet"} - {path.suffix}:
+            path.with_suffix(suffix).unlink(missing_ok=True)  # of an earlier run: a reader could take it for this one's
 
 
 def score(config: FlowTestConfig, predictor: RegionPredictor, region: Region, folder: Path, ledger: Ledger) -> None:

@@ -1,6 +1,6 @@
 """One table of everything that a flow model was scored on: held-out origins of its own region, and other cities.
 
-For a generated metro (``law.csv`` beside its flows) the table also holds the best score that any predictor can reach.
+For a generated metro (``law.csv`` beside its flows) the table also holds the score of the law's own mean, which hardly any predictor beats.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ import pandas as pd
 
 from imagery2flow.flows import metrics
 from imagery2flow.flows.controls import BANDS, DISTANCE, SHUFFLED, UNTRAINED
+from imagery2flow.flows.record import MODEL_FILE
 from imagery2flow.flows.scoring import Scores
 from imagery2flow.flows.table import UNIVERSES
 from imagery2flow.run.errors import MissingInputError
-from imagery2flow.run.files import read_table, write_table
+from imagery2flow.run.files import read_table, sha256, write_table
 from imagery2flow.run.flow_config import ResultsConfig
 from imagery2flow.run.stage import Ledger
 from imagery2flow.sources.synthetic import best_prediction
@@ -36,23 +37,64 @@ def collect_results(config: ResultsConfig, ledger: Ledger) -> Path:
     """
     folder = Path(config.model_dir)
     paths = [path for path in (folder / "metrics.json", *sorted(folder.glob("*/metrics.json"))) if path.is_file()]
+    paths = [path for path in paths if path.parent == folder or is_of_model(path.parent, folder, ledger)]
     if not paths:
         raise MissingInputError(f"{folder} holds no metrics.json; train and test a model with that --log and --output_dir first")
     ledger.came_in["files of scores"] = len(paths)
+    source = read_run(folder)["config"]
     parts = []
     for path in paths:
         ledger.reads(path)
-        run = json.loads((path.parent / "run.json").read_text())["config"]
-        scores: Scores = json.loads(path.read_text())
+        run, scores = read_run(path.parent)["config"], read_scores(path)
         law_path = Path(config.data_root) / "+".join(run["region"]) / "law.csv"
         if law_path.is_file():
-            scores[BEST_REACHABLE] = reachable_scores(law_path, path.parent)
-        parts.append(region_rows(run, scores, f"held out by {run['split']}" if path.parent == folder else "another city"))
+            add_reachable(scores, law_path, path.parent, ledger)
+        elsewhere = set(source["region"]).isdisjoint(run["region"])
+        parts.append(region_rows(run, scores, "another city" if elsewhere else f"held out by {source['split']}"))
     table = pd.concat(parts, ignore_index=True)
     write_table(folder / "results.csv", table)
     print(as_markdown(table))
     ledger.went_out["rows"] = len(table)
     return folder / "results_run.json"
+
+
+def is_of_model(folder: Path, model: Path, ledger: Ledger) -> bool:
+    """Whether the scores in a folder of stage 5 are those of the model that stands there now; those of an earlier one are left out."""
+    stored = read_run(folder).get("inputs_sha256", {}) if (folder / "run.json").is_file() else {}
+    # By its name: a model may be tested under one path and read under another.
+    hashes = {digest for path, digest in stored.items() if Path(path).name == MODEL_FILE}
+    if (model / MODEL_FILE).is_file() and hashes == {sha256(model / MODEL_FILE)}:
+        return True
+    ledger.leave_out(f"folders of scores that are not of the present {model / MODEL_FILE}; test again to have them", [folder])
+    return False
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """What ``run.json`` tells of a run."""
+    run: dict[str, Any] = json.loads((folder / "run.json").read_text())
+    return run
+
+
+def read_scores(path: Path) -> Scores:
+    """Scores by predictor and universe; a score that does not exist stands as null and is NaN."""
+    return {
+        predictor: {
+            universe: {name: float("nan") if value is None else value for name, value in values.items()}
+            for universe, values in by_universe.items()
+        }
+        for predictor, by_universe in json.loads(path.read_text()).items()
+    }
+
+
+def add_reachable(scores: Scores, law_path: Path, folder: Path, ledger: Ledger) -> None:
+    """Adds the scores of the law's own mean, but only beside rows of as many pairs: a table cut short by --top_k or --min_flow lacks some."""
+    reachable = reachable_scores(law_path, folder)
+    same = {name: values for name, values in reachable.items() if values["num_pairs"] == scores["constant"][name]["num_pairs"]}
+    ledger.leave_out(
+        f"{BEST_REACHABLE} of {folder}, whose table of predictions lacks pairs that were scored", reachable.keys() - same.keys()
+    )
+    if same:
+        scores[BEST_REACHABLE] = same
 
 
 def region_rows(run: dict[str, Any], scores: Scores, tested_on: str) -> pd.DataFrame:
@@ -69,17 +111,21 @@ def region_rows(run: dict[str, Any], scores: Scores, tested_on: str) -> pd.DataF
 
 
 def reachable_scores(law_path: Path, folder: Path) -> dict[str, dict[str, float]]:
-    """Scores of the law's own mean on the pairs that were scored: the best that any predictor can reach.
+    """Scores of the law's own mean on the pairs that were scored, which hardly any predictor beats.
+
+    The mean has the least expected squared error. CPC has its best expectation elsewhere, so that a predictor may come out a little above the mean.
 
     Args:
         law_path: The mean flow of every pair: h_geocode, w_geocode, mean.
-        folder: Folder of the predictions; those of the model's own region say in a column ``split`` which pairs were held out.
+        folder: Folder of the predictions; a column ``split`` (stage 4) or ``scored`` (stage 5) says which pairs were scored.
     """
     ids = ("h_geocode", "w_geocode")
     tables = sorted(folder.glob("predictions_bilinear.*"))
     pairs = read_table(tables[0], "predictions", ids).dropna(subset=["count"])
     if "split" in pairs:
         pairs = pairs[pairs.split == "test"]
+    if "scored" in pairs:
+        pairs = pairs[pairs.scored]
     pairs = pairs.merge(read_table(law_path, "law", ids)[[*ids, "mean"]], on=list(ids), validate="one_to_one")
     observed, mean = pairs["count"].to_numpy(np.float64), pairs["mean"].to_numpy(np.float64)
     chosen = {name: observed > minimum for name, minimum in UNIVERSES.items() if name != "full"}  # the table holds no zeros

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -38,10 +39,21 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes JSON with sorted keys, so that equal content gives equal bytes."""
+    """Writes JSON with sorted keys, so that equal content gives equal bytes; a number that does not exist (NaN) is null."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(strict_json(content), indent=2, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def strict_json(content: Any) -> Any:
+    """The same content without NaN and infinite numbers, which JSON does not know: null, and the texts "inf" and "-inf"."""
+    if isinstance(content, dict):
+        return {key: strict_json(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [strict_json(value) for value in content]
+    if isinstance(content, float) and not math.isfinite(content):
+        return None if math.isnan(content) else str(float(content))
+    return content
 
 
 def save_tensors(path: Path, content: dict[str, Any]) -> None:

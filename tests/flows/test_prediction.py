@@ -1,12 +1,16 @@
+import dataclasses
 import json
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from imagery2flow.flows import metrics, prediction
 from imagery2flow.flows.prediction import test_flows as predict_flows
+from imagery2flow.flows.record import load_record
+from imagery2flow.flows.results import read_scores
 from imagery2flow.flows.training import train_flows
 from imagery2flow.run.errors import InputError, MissingInputError, TableError
 from imagery2flow.run.files import read_table
@@ -56,7 +60,8 @@ def test_another_regions_flows_are_all_predicted_and_scored(here):
     flows = read(here / "data/village/flows.csv")
     for decoder in DECODERS:
         table = read(folder / f"predictions_{decoder}.csv")
-        assert table.columns.tolist() == ["h_geocode", "w_geocode", "count", "prediction"]
+        assert table.columns.tolist() == ["h_geocode", "w_geocode", "count", "prediction", "scored"]
+        assert table.scored.all()
         pd.testing.assert_frame_equal(table[["h_geocode", "w_geocode", "count"]], flows, check_dtype=False)
         assert set(scores_of(folder)[decoder]) == {"gt10", "positive"}
         for universe, minimum in (("gt10", 10), ("positive", 0)):
@@ -83,6 +88,15 @@ def test_the_source_region_is_scored_on_its_test_origins_as_in_training(here):
     for decoder in DECODERS:
         first, second = (read(path / f"predictions_{decoder}.csv").prediction for path in (folder, Path("outputs/default")))
         np.testing.assert_array_equal(first, second)
+
+
+@pytest.mark.parametrize(("year", "table_format"), [(2021, "csv"), (2022, "parquet")])
+def test_the_pairs_that_were_scored_are_marked(here, year, table_format):
+    folder = run("town", year, all_pairs=True, table_format=table_format)
+    split = read_table("outputs/default/split.csv", "split", ("geocode",)).set_index("geocode").split
+    table = read(folder / f"predictions_bilinear.{table_format}")
+    assert table.scored.tolist() == (table["count"].notna() & (table.h_geocode.map(split) == "test")).tolist()
+    assert (table.scored & (table["count"] > 0)).sum() == scores_of(folder)["bilinear"]["positive"]["num_pairs"]
 
 
 def test_a_region_without_flows_gets_every_pair_with_an_empty_count(here, monkeypatch):
@@ -114,7 +128,7 @@ def test_all_pairs_holds_every_pair_once_with_the_known_counts(here):
             known[["h_geocode", "w_geocode", "count"]], observed[["h_geocode", "w_geocode", "count"]], check_dtype=False
         )
         np.testing.assert_allclose(known.prediction, observed.prediction, rtol=1e-6)
-    found, expected = scores_of(folder), scores_of(observed_only)
+    found, expected = (read_scores(path / "metrics.json") for path in (folder, observed_only))
     for decoder in (*DECODERS, "constant"):
         assert found[decoder]["positive"] == pytest.approx(expected[decoder]["positive"], rel=1e-6, nan_ok=True)
 
@@ -133,6 +147,37 @@ def test_parquet_holds_what_csv_holds(here):
     for decoder in DECODERS:
         one, other = read(text / f"predictions_{decoder}.csv"), pd.read_parquet(binary / f"predictions_{decoder}.parquet")
         pd.testing.assert_frame_equal(one, other, check_dtype=False, check_exact=True)
+
+
+def test_a_known_zero_is_written_as_zero_and_not_as_unknown(here):
+    flows = read(here / "data/village/flows.csv")
+    zero = flows.iloc[[0]].assign(count=0)
+    pd.concat([zero, flows.iloc[1:]]).to_csv("with_zero.csv", index=False)
+    table = read(run("village", 2023, flows_path=["with_zero.csv"], all_pairs=True) / "predictions_bilinear.csv")
+    found = table.merge(zero[["h_geocode", "w_geocode"]])
+    assert found["count"].tolist() == [0]
+
+
+def test_tables_of_an_earlier_run_in_the_other_format_do_not_stay_behind(here):
+    folder = run("village", 2024)
+    run("village", 2024, table_format="parquet")
+    assert {path.name for path in folder.iterdir()} == {*(f"predictions_{name}.parquet" for name in DECODERS), "metrics.json"}
+
+
+@pytest.mark.parametrize("trained_on_table", [False, True])
+def test_distances_of_another_kind_than_the_models_are_refused(here, monkeypatch, trained_on_table):
+    ids = [geocode.replace("0600", "3600") for geocode in GEOCODES]
+    pd.DataFrame({"h_geocode": ids[:2], "w_geocode": ids[1:3], "distance_m": [900.0, 900.0]}).to_csv("roads.csv", index=False)
+    record = load_record(Path("outputs/default"), torch.device("cpu"))
+    record = dataclasses.replace(record, config=record.config | {"distance_path": ["roads.csv"] * trained_on_table})
+    monkeypatch.setattr(prediction, "load_record", lambda folder, device: record)
+    kinds = ["great-circle distances", "distances of a table"]
+    table, other = kinds if trained_on_table else kinds[::-1]
+    with pytest.raises(
+        InputError, match=f"region village has {table} but the model outputs/default was trained on {other}; .*--distance_path"
+    ):
+        run("village", 2025, distance_path=[] if trained_on_table else ["roads.csv"])
+    assert run("village", 2025, distance_path=["roads.csv"] if trained_on_table else []).is_dir()
 
 
 def test_no_scores_of_an_earlier_run_stay_behind(here):

@@ -235,3 +235,10 @@ def test_equal_figures_give_equal_bytes(tmp_path, suffix):
 def test_the_hash_is_sha256(tmp_path):
     (tmp_path / "a").write_bytes(b"abc")
     assert sha256(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_json_holds_no_number_that_strict_readers_refuse(tmp_path):
+    path = tmp_path / "scores.json"
+    write_json(path, {"a": [1.5, float("nan"), np.float64("nan")], "b": {"c": float("inf")}, "d": (-np.inf, None, True)})
+    content = json.loads(path.read_text(), parse_constant=pytest.fail)
+    assert content == {"a": [1.5, None, None], "b": {"c": "inf"}, "d": ["-inf", None, True]}
