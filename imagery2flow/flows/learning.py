@@ -74,6 +74,7 @@ def learn(config: FlowTrainingConfig, region: Region, split: Split, ledger: Ledg
         ),
         constant=fit_constants(region.observed(), split),
         flow_range=flow_range_of(train, config.universe),
+        encoder=region.encoder,
     )
     return Learned(record, history)
 

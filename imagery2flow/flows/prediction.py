@@ -39,6 +39,7 @@ def test_flows(config: FlowTestConfig, ledger: Ledger) -> Path:
     check_model(config, record, ledger)
     region = load_region(config, ledger, flows_required=False)
     check_distances(config, record, region)
+    check_encoder(config, record, region)
     folder = Path(config.model_dir) / f"{region.name}_{config.year}"
     with deterministic_on_cpu(record.device):
         predictor = RegionPredictor(record, record.embed(region))
@@ -94,6 +95,19 @@ def check_distances(config: FlowTestConfig, record: FlowRecord, region: Region) 
         raise InputError(
             f"region {region.name} has {kinds[asked]} but the model {config.model_dir} was trained on {kinds[found]}; {remedy}, or train a model on {kinds[asked]}"
         )
+
+
+def check_encoder(config: FlowTestConfig, record: FlowRecord, region: Region) -> None:
+    """Refuses features of another encoder: column 7 of one has nothing to do with column 7 of another.
+
+    Raises:
+        InputError: Both encoders are known and differ.
+    """
+    if record.encoder is None or region.encoder is None or record.encoder.sha256 == region.encoder.sha256:
+        return
+    raise InputError(
+        f"features {' '.join(config.node_feats_path)} come from the encoder {region.encoder} but the model {config.model_dir} was trained on those of {record.encoder}; embed {region.name} with that one, or train a model on features of this one"
+    )
 
 
 def all_pairs(region: Region) -> Iterator[FlowTable]:

@@ -17,14 +17,14 @@ from imagery2flow.flows.decoder import FlowTrees, PairInputs, load_trees, save_t
 from imagery2flow.flows.graph import RegionGraph, great_circle_m
 from imagery2flow.flows.model import FlowModel
 from imagery2flow.flows.potentials import Potentials, Process
-from imagery2flow.flows.region import Region
+from imagery2flow.flows.region import EncoderFile, Region
 from imagery2flow.flows.scaling import Scaling
 from imagery2flow.flows.table import UNIVERSES, FlowTable
 from imagery2flow.run.errors import InputError, MissingInputError
 from imagery2flow.run.files import load_tensors, save_tensors
 from imagery2flow.run.flow_config import TreesConfig
 
-FORMAT = "imagery2flow-od-3"
+FORMAT = "imagery2flow-od-4"
 MODEL_FILE, TREES_FILE = "od_model.pt", "lightgbm.txt"
 PAIRS_PER_BLOCK = 500_000
 SAME_PLACE_M = 1000.0
@@ -97,6 +97,7 @@ class FlowRecord:
         centroid: Where all units of the source region lie: id -> longitude and latitude.
         constant: Best constant of the training flows, by universe.
         flow_range: Predictions of the bilinear decoder are held in this range, in commuters; see ``flow_range_of``.
+        encoder: The encoder of the features that the model was trained on; None where it is not known.
     """
 
     embedder: Embedder
@@ -108,6 +109,7 @@ class FlowRecord:
     centroid: dict[str, tuple[float, float]]
     constant: dict[str, float]
     flow_range: tuple[float, float]
+    encoder: EncoderFile | None = None
 
     @property
     def scaling(self) -> Scaling:
@@ -167,8 +169,8 @@ class FlowRecord:
 
 
 def to_flow(log_flow: torch.Tensor) -> np.ndarray:
-    """Commuters from their log2 [num_pairs], in double precision."""
-    return torch.exp2(log_flow.double()).cpu().numpy()
+    """Commuters from their log2 [num_pairs], in double precision, which Apple's devices do not have: on the CPU."""
+    return torch.exp2(log_flow.cpu().double()).numpy()
 
 
 def flow_range_of(train: FlowTable, universe: str) -> tuple[float, float]:
@@ -193,6 +195,7 @@ def save_record(folder: Path, record: FlowRecord) -> None:
         }
     content = {name: getattr(record, name) for name in PLAIN_FIELDS} | {
         "format": FORMAT,
+        "encoder": None if record.encoder is None else tuple(record.encoder),  # a plain tuple: nothing else loads as data
         "scaling": scaling,
         "potentials": stored_potentials,
         "tree_columns": torch.from_numpy(record.trees.columns),
@@ -241,7 +244,8 @@ def load_record(folder: Path, device: torch.device) -> FlowRecord:
         potentials = Potentials((outflow, inflow), content["potentials"]["crossed"].numpy())
     embedder = Embedder(model, scaling, potentials, TreesConfig(**content["config"]["trees"]), device)
     trees = FlowTrees(load_trees(folder / TREES_FILE), content["tree_columns"].numpy())
-    return FlowRecord(embedder=embedder, trees=trees, **{name: content[name] for name in PLAIN_FIELDS})
+    encoder = None if content["encoder"] is None else EncoderFile(*content["encoder"])
+    return FlowRecord(embedder=embedder, trees=trees, encoder=encoder, **{name: content[name] for name in PLAIN_FIELDS})
 
 
 def build_model(config: dict[str, Any], scaling: Scaling) -> FlowModel:

@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from imagery2flow.flows.graph import RegionGraph, build_graph, join_graphs
-from imagery2flow.flows.table import UNKNOWN_BLOCK, FlowTable, check_unit_ids, read_flows
+from imagery2flow.flows.table import UNKNOWN_BLOCK, FlowTable, as_numbers, check_unit_ids, read_flows
 from imagery2flow.imagery.units import read_units
 from imagery2flow.run.errors import Faults, InputError, MissingInputError, TableError, shown
 from imagery2flow.run.files import read_table, untrained_path
 from imagery2flow.run.flow_config import Place, RegionConfig
 from imagery2flow.run.stage import Ledger
 
+CHECKPOINT_SUFFIX = ".pth"  # of the file of an encoder, as stage 2 writes it
 STATISTICS = ("_mean", "_std")  # endings of the columns that stage 3 adds to the encoder's
 EXTRA = "extra_"  # of columns of other tables that are named like an image's
+
+
+class EncoderFile(NamedTuple):
+    """An encoder's checkpoint: where it lay when it was used, and the hash of its content, by which two are told apart."""
+
+    path: str
+    sha256: str
+
+    def __str__(self) -> str:
+        return f"{self.path} (sha256 {self.sha256[:8]})"
 
 
 @dataclass(frozen=True)
@@ -33,6 +46,7 @@ class Region:
         embeddings: [num_units, dim].
         flows: Observed flows between those units, within regions, or None.
         untrained: Numbered columns as an encoder with random weights gives them [num_units, dim], for a control; None where there are none.
+        encoder: The encoder whose vectors these are; None where it is not known.
     """
 
     names: tuple[str, ...]
@@ -42,6 +56,7 @@ class Region:
     embeddings: np.ndarray
     flows: FlowTable | None
     untrained: np.ndarray | None = None
+    encoder: EncoderFile | None = None
 
     def __post_init__(self) -> None:
         assert len(self.graph.geocodes) == len(self.embeddings) == len(self.part)
@@ -94,7 +109,19 @@ def load_place(config: RegionConfig, place: Place, ledger: Ledger, flows_require
         flows = keep_units(table, graph.geocodes, ledger)
     part = np.zeros(len(embeddings), dtype=np.int64)
     untrained = read_untrained(place.node_feats_path, embeddings, units.index, ledger)
-    return Region((place.region,), graph, part, tuple(embeddings.columns), embeddings.to_numpy(np.float32), flows, untrained)
+    encoder = find_encoder(place.node_feats_path, ledger)
+    return Region((place.region,), graph, part, tuple(embeddings.columns), embeddings.to_numpy(np.float32), flows, untrained, encoder)
+
+
+def find_encoder(path: str, ledger: Ledger) -> EncoderFile | None:
+    """The encoder that a table of features says it comes from, or None for a table that stage 3 did not write."""
+    run_file = Path(path + ".run.json")
+    inputs = json.loads(run_file.read_text()).get("inputs_sha256", {}) if run_file.is_file() else {}
+    found = [EncoderFile(name, digest) for name, digest in inputs.items() if name.endswith(CHECKPOINT_SUFFIX)]
+    if len(found) != 1:
+        ledger.note(f"no {run_file} tells which encoder made the features {path}: that it is the same as another region's is not checked")
+        return None
+    return found[0]
 
 
 def read_untrained(path: str, embeddings: pd.DataFrame, units: pd.Index, ledger: Ledger) -> np.ndarray | None:
@@ -133,6 +160,7 @@ def join_regions(regions: Sequence[Region]) -> Region:
             raise TableError(
                 f"the features of {first.name} and {region.name} differ in the columns {shown(sorted(differing))}; embed both with one encoder"
             )
+    encoder = common_encoder(regions)
     order = np.argsort(ids)
     place = np.empty(len(ids), dtype=np.int64)  # position in the joined region of a unit of the concatenated ones
     place[order] = np.arange(len(ids))
@@ -149,7 +177,25 @@ def join_regions(regions: Sequence[Region]) -> Region:
     if all(region.untrained is not None for region in regions):
         numbered = [name for name in first.columns if name.isdigit()]
         untrained = np.concatenate([untrained_columns(region, numbered) for region in regions])[order]
-    return Region(names, graph, owner[order], first.columns, embeddings[order], flows, untrained)
+    return Region(names, graph, owner[order], first.columns, embeddings[order], flows, untrained, encoder)
+
+
+def common_encoder(regions: Sequence[Region]) -> EncoderFile | None:
+    """The encoder of all regions, or None where it is known of none.
+
+    Raises:
+        InputError: They come from different encoders, whose columns mean different things under equal names.
+    """
+    known = [region for region in regions if region.encoder is not None]
+    for region in known[1:]:
+        first = known[0]
+        assert first.encoder is not None
+        assert region.encoder is not None
+        if region.encoder.sha256 != first.encoder.sha256:
+            raise InputError(
+                f"the features of {first.name} come from the encoder {first.encoder} and those of {region.name} from {region.encoder}; embed both with one encoder"
+            )
+    return known[0].encoder if known else None
 
 
 def untrained_columns(region: Region, names: Sequence[str]) -> np.ndarray:
@@ -270,17 +316,18 @@ def check_features(table: pd.DataFrame, units: pd.Index, faults: Faults) -> None
         faults.add(f"the table has {len(table)} rows and {values.shape[1]} columns of features; make it with get_img_embedding.py")
         return
     check_unit_ids(ids, units, faults)
-    if ids.isna().any():
-        faults.add(f"{ids.isna().sum()} ids are empty; give every row an id")
     texts = [str(column) for column in values if not pd.api.types.is_numeric_dtype(values[column])]
     if texts:
         first = pd.to_numeric(values[texts[0]], errors="coerce").isna().to_numpy().argmax()
         faults.add(f"columns {shown(texts)} are not numbers ({ids.iloc[first]}: {values[texts[0]].iloc[first]}); mend or remove them")
     numbers = values.drop(columns=[column for column in values if str(column) in texts])
-    bad = ~np.isfinite(numbers.to_numpy(np.float64))
+    with np.errstate(over="ignore"):  # a number above 3.4e38 is infinite in the precision that the models compute in
+        bad = ~np.isfinite(
+            np.column_stack([as_numbers(numbers[column]) for column in numbers] or [np.zeros((len(ids), 0))]).astype(np.float32)
+        )
     if bad.any():
         faults.add(
-            f"columns {shown(numbers.columns[bad.any(axis=0)])} hold missing or infinite values, in the rows of {shown(ids[bad.any(axis=1)])}; remove those columns or rows, or fill them knowingly"
+            f"columns {shown(numbers.columns[bad.any(axis=0)])} hold missing, infinite or too large values (above 3.4e38), in the rows of {shown(ids[bad.any(axis=1)])}; remove those columns or rows, or fill them knowingly"
         )
 
 

@@ -15,11 +15,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 
 from imagery2flow.flows.graph import RegionGraph
 from imagery2flow.flows.region import Region
-from imagery2flow.flows.table import FlowTable, check_unit_ids
+from imagery2flow.flows.table import FlowTable, as_numbers, check_unit_ids
 from imagery2flow.run.errors import Faults, InputError, TableError, shown
 from imagery2flow.run.files import read_table
 from imagery2flow.run.stage import Ledger
@@ -87,7 +86,7 @@ def draw_split(kind: str, region: Region, population: np.ndarray | None, seed: i
     label = np.full(len(graph.geocodes), "", dtype=object)
     if kind == "pair":
         return Split(kind, label, seed)
-    active = np.unique(flows.origin if kind == "origin" else np.concatenate([flows.origin, flows.destination]))
+    active = units_with_flows(kind, flows)
     known = np.full(len(graph.geocodes), np.nan) if population is None else population
     for number, name in enumerate(region.names):
         units = active[region.part[active] == number]
@@ -97,6 +96,12 @@ def draw_split(kind: str, region: Region, population: np.ndarray | None, seed: i
             label[units] = label_ranked(known[units], OF_FIVE if kind == "origin" else OF_TEN, random)
         check_size(label[units], name, kind)
     return Split(kind, label, seed)
+
+
+def units_with_flows(kind: str, flows: FlowTable) -> np.ndarray:
+    """Positions of the units that a split is about: those that somebody leaves or, unless it is one of origins, goes to; a row of 0 is nobody."""
+    some = flows.universe("positive")
+    return np.unique(some.origin if kind == "origin" else np.concatenate([some.origin, some.destination]))
 
 
 def check_size(label: np.ndarray, name: str, kind: str) -> None:
@@ -185,6 +190,16 @@ def read_split(path: str, kind: str, geocodes: Sequence[str], ledger: Ledger) ->
     return Split(kind, by_id.reindex(list(geocodes)).fillna("").to_numpy(object))
 
 
+def note_omitted(split: Split, flows: FlowTable, ledger: Ledger) -> None:
+    """Names the units with flows that a split which was read does not hold, and whose flows are therefore neither learned from nor tested."""
+    units = units_with_flows(split.kind, flows)
+    omitted = units[split.label[units] == ""]
+    ledger.leave_out(
+        f"{'origins' if split.kind == 'origin' else 'units'} with flows that the split file omits",
+        np.array(flows.geocodes, object)[omitted],
+    )
+
+
 def check_split(split: Split, pairs: FlowTable, universe: str, names: Sequence[str] = SPLITS) -> None:
     """Refuses a split in which training, validation or test, or those of them that are named, have no flow.
 
@@ -222,7 +237,7 @@ def read_unit_column(path: str, what: str, column: str, flag: str, geocodes: Seq
         )
     faults = Faults(f"{what} {path}")
     check_unit_ids(table.geocode, geocodes, faults)
-    numbers = pd.to_numeric(table[column], errors="coerce")
+    numbers = as_numbers(table[column])
     wrong = table[column][numbers.isna() & table[column].notna()]
     if len(wrong):
         faults.add(f"{len(wrong)} values of {column} are no numbers ({shown(wrong)}); give numbers, or leave the cell empty where unknown")

@@ -170,7 +170,7 @@ def to_flow_table(table: pd.DataFrame, geocodes: Sequence[str]) -> FlowTable:
 
 def check_counts(count: pd.Series, faults: Faults) -> None:
     """Notes counts that are no number of people."""
-    numbers = pd.to_numeric(count, errors="coerce")
+    numbers = as_numbers(count)
     absent = count.isna()
     wrong = {
         "are missing": absent,
@@ -184,6 +184,12 @@ def check_counts(count: pd.Series, faults: Faults) -> None:
             # Rows are named as a text editor numbers them: the header is line 1.
             lines = shown(f"line {position + 2}: {count.iloc[position]}" for position in np.flatnonzero(rows))
             faults.add(f"{int(rows.sum()):,} counts {problem} ({lines}); a count is a whole number of commuters, 0 or more")
+
+
+def as_numbers(values: pd.Series) -> pd.Series:
+    """Values as float64, NaN for what is missing or no number; a nullable column would answer comparisons with neither true nor false."""
+    numbers = pd.to_numeric(values, errors="coerce")
+    return pd.Series(numbers.to_numpy(np.float64, na_value=np.nan), index=values.index, name=values.name)
 
 
 def check_flow_ids(table: pd.DataFrame, geocodes: Sequence[str], drop_unknown_units: bool, faults: Faults) -> pd.Series:
@@ -215,9 +221,11 @@ def check_unit_ids(ids: pd.Series, geocodes: Sequence[str], faults: Faults) -> N
     """Notes ids of a table per unit that are numbers, repeated, or without their leading zeros; foreign units as such may be there."""
     if not note_numeric_ids(ids, "geocode", faults):
         explain_unknown("geocode", pd.Index(ids[~ids.isin(geocodes) & ids.notna()].unique()), pd.Index(geocodes), True, faults)
-    repeated = ids[ids.duplicated()]
+    repeated = ids[ids.duplicated() & ids.notna()]
     if len(repeated):
         faults.add(f"{len(repeated)} ids occur more than once ({shown(repeated)}); keep one row each")
+    if ids.isna().any():
+        faults.add(f"{ids.isna().sum()} ids are empty; give every row an id, or remove the row")
 
 
 def explain_unknown(column: str, unknown: pd.Index, known: pd.Index, drop_unknown_units: bool, faults: Faults) -> None:

@@ -21,7 +21,7 @@ from imagery2flow.flows.learning import learn
 from imagery2flow.flows.record import FlowRecord, save_record
 from imagery2flow.flows.region import Region, load_region
 from imagery2flow.flows.scoring import Choice, Scores, chosen_pairs, score_universes, scores_of
-from imagery2flow.flows.splits import SPLITS, Split, check_split, draw_split, read_population, read_split
+from imagery2flow.flows.splits import SPLITS, Split, check_split, draw_split, note_omitted, read_population, read_split
 from imagery2flow.run.device import choose_device, deterministic_on_cpu, generator
 from imagery2flow.run.files import check_output_folder, write_json, write_table
 from imagery2flow.run.flow_config import FlowTrainingConfig
@@ -58,7 +58,7 @@ def train_flows(config: FlowTrainingConfig, ledger: Ledger) -> Path:
             tested = chosen_pairs(region.observed(), test_of(split))
             scores["constant"] = score_universes(region, tested, None, learned.record.constant)
     write_json(folder / "metrics.json", scores)
-    ledger.went_out["test flows scored"] = int((split.of(region.observed()) == "test").sum())
+    ledger.went_out["test flows scored"] = int((split.of(region.observed().universe("positive")) == "test").sum())
     print(metrics.format_scores(scores, f"{region.name}: held out by {config.split}, trained on {config.universe}"))
     ledger.note(f"model, predictions and metrics are in {folder}")
     return folder / "run.json"
@@ -67,7 +67,9 @@ def train_flows(config: FlowTrainingConfig, ledger: Ledger) -> Path:
 def make_split(config: FlowTrainingConfig, region: Region, ledger: Ledger) -> Split:
     """The split, read or drawn."""
     if config.split_path is not None:
-        return read_split(config.split_path, config.split, region.graph.geocodes, ledger)
+        split = read_split(config.split_path, config.split, region.graph.geocodes, ledger)
+        note_omitted(split, region.observed(), ledger)
+        return split
     population = region_population(config, region, ledger)
     if population is None:
         ledger.note("no --population_path: the split is random, not stratified by population")

@@ -134,7 +134,8 @@ def test_mean_and_deviation_are_those_of_the_trials(whole):
 def test_the_file_of_metrics_holds_the_same_numbers(whole):
     nested, table = json.loads((whole[0] / "metrics.json").read_text()), pd.read_csv(whole[0] / "evaluation.csv")
     for row in table.to_dict("records"):
-        found = nested[row["split"]][row["universe"]][row["predictor"]]
+        stored = nested[row["split"]][row["universe"]][row["predictor"]]
+        found = {name: float("nan") if value is None else value for name, value in stored.items()}
         assert found == pytest.approx({name: value for name, value in row.items() if name not in PLACE}, nan_ok=True)
 
 

@@ -180,6 +180,35 @@ def test_distances_of_another_kind_than_the_models_are_refused(here, monkeypatch
     assert run("village", 2025, distance_path=["roads.csv"] if trained_on_table else []).is_dir()
 
 
+def write_encoder(table, sha256):
+    """What stage 3 leaves beside its table."""
+    inputs = {"patches/manifest.csv": "00", "ckpt/M1_img_10.pth": sha256}
+    Path(f"{table}.run.json").write_text(json.dumps({"inputs_sha256": inputs}))
+
+
+def test_features_of_another_encoder_are_refused_even_if_the_columns_are_named_alike(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_region(tmp_path, "town")
+    write_region(tmp_path, "village", seed=1, west=800_000.0)
+    rename_ids(tmp_path, "village", "3600")
+    write_encoder("town.csv", "a" * 64)
+    train_flows(training_config(max_epochs=1), Ledger("test", quiet=True))
+    ledger = Ledger("test", quiet=True)
+    run("village", 2020, ledger)
+    sentence = (
+        "no village.csv.run.json tells which encoder made the features village.csv: that it is the same as another region's is not checked"
+    )
+    assert sentence in ledger.notes
+    write_encoder("village.csv", "a" * 64)
+    run("village", 2020)
+    write_encoder("village.csv", "b" * 64)
+    found, known = (rf"ckpt/M1_img_10.pth \(sha256 {letter * 8}\)" for letter in "ba")
+    with pytest.raises(InputError, match=f"village.csv come from the encoder {found} but the model .* on those of {known}; embed village"):
+        run("village", 2020)
+    with pytest.raises(InputError, match=f"the features of town come from the encoder {known} and those of village from {found}"):
+        train_flows(training_config(region=["town", "village"], node_feats_path=["town.csv", "village.csv"]), ledger)
+
+
 def test_no_scores_of_an_earlier_run_stay_behind(here):
     folder = run("village", 2010)
     assert (folder / "metrics.json").exists()

@@ -1,5 +1,6 @@
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,7 +10,8 @@ from imagery2flow.flows import record as record_module
 from imagery2flow.flows.decoder import TreeData, fit_trees
 from imagery2flow.flows.graph import great_circle_m
 from imagery2flow.flows.potentials import fit_potentials
-from imagery2flow.flows.record import Embedder, FlowRecord, build_model, load_record, save_record
+from imagery2flow.flows.record import Embedder, FlowRecord, build_model, load_record, save_record, to_flow
+from imagery2flow.flows.region import EncoderFile
 from imagery2flow.flows.scaling import fit_scaling
 from imagery2flow.run.errors import InputError, MissingInputError, TableError
 from imagery2flow.run.files import save_tensors
@@ -145,7 +147,7 @@ def test_blocks_of_pairs_predict_as_one(region, record, monkeypatch):
 def test_a_saved_model_comes_back_whole(region, record, tmp_path):
     save_record(tmp_path / "model", record)
     assert {path.name for path in (tmp_path / "model").iterdir()} == {"od_model.pt", "lightgbm.txt"}
-    assert torch.load(tmp_path / "model" / "od_model.pt", weights_only=True)["format"] == "imagery2flow-od-3"
+    assert torch.load(tmp_path / "model" / "od_model.pt", weights_only=True)["format"] == "imagery2flow-od-4"
     loaded = load_record(tmp_path / "model", CPU)
     for name in ("config", "region", "split_kind", "split", "centroid", "constant", "flow_range"):
         assert getattr(loaded, name) == getattr(record, name)
@@ -176,7 +178,7 @@ def test_files_of_another_kind_are_refused(record, tmp_path):
     with pytest.raises(MissingInputError, match=r"OD model .*od_model.pt does not exist"):
         load_record(tmp_path / "gone", CPU)
     save_tensors(tmp_path / "od_model.pt", {"format": "imagery2flow-encoder-1"})
-    with pytest.raises(InputError, match="its format is imagery2flow-encoder-1, not imagery2flow-od-3"):
+    with pytest.raises(InputError, match="its format is imagery2flow-encoder-1, not imagery2flow-od-4"):
         load_record(tmp_path, CPU)
     Path(tmp_path / "od_model.pt").write_text("no model")
     with pytest.raises(InputError, match="cannot be read as a file of weights"):
@@ -185,3 +187,15 @@ def test_files_of_another_kind_are_refused(record, tmp_path):
     (tmp_path / "lightgbm.txt").unlink()
     with pytest.raises(MissingInputError, match=r"lightgbm.txt does not exist"):
         load_record(tmp_path, CPU)
+
+
+def test_commuters_are_computed_in_double_precision_on_the_cpu():
+    on_a_device_without_doubles = SimpleNamespace(cpu=lambda: torch.tensor([3.0, -1.0]))
+    found = to_flow(on_a_device_without_doubles)
+    assert (found.dtype, found.tolist()) == (np.float64, [8.0, 0.5])
+
+
+@pytest.mark.parametrize("encoder", [None, EncoderFile("ckpt/M1_img_10.pth", "0f" * 32)])
+def test_a_stored_model_knows_its_encoder(tmp_path, record, encoder):
+    save_record(tmp_path, dataclasses.replace(record, encoder=encoder))
+    assert load_record(tmp_path, CPU).encoder == encoder

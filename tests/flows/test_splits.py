@@ -17,6 +17,7 @@ from imagery2flow.flows.splits import (
     draw_split,
     hash_pairs,
     label_ranked,
+    note_omitted,
     read_population,
     read_split,
     spatial_blocks,
@@ -261,3 +262,31 @@ def test_a_population_whose_ids_are_numbers_is_refused(tmp_path, ledger):
     pd.DataFrame({"geocode": [1, 2], "population": [5, 6]}).to_parquet(tmp_path / "population.parquet")
     with pytest.raises(TableError, match="leading zeros"):
         read_population(str(tmp_path / "population.parquet"), "population", ("0001", "0002"), ledger)
+
+
+def test_empty_ids_of_a_split_or_a_population_are_refused(tmp_path, ledger):
+    with pytest.raises(TableError, match="2 ids are empty; give every row an id, or remove the row"):
+        read_split(write(tmp_path / "split.csv", "geocode,split\n0002,test\n,train\n,test\n"), "origin", FOUR, ledger)
+    with pytest.raises(TableError, match="1 ids are empty"):
+        read_population(write(tmp_path / "population.csv", "geocode,P1\n0002,7\n,9\n"), "P1", FOUR, ledger)
+
+
+def test_a_population_of_nullable_integers_is_read(tmp_path, ledger):
+    table = pd.DataFrame({"geocode": ["0000", "0001"], "P1": pd.array([5, None], dtype="Int64")})
+    table.to_parquet(tmp_path / "population.parquet")
+    np.testing.assert_array_equal(read_population(str(tmp_path / "population.parquet"), "P1", ("0000", "0001"), ledger), [5, np.nan])
+
+
+@pytest.mark.parametrize(("kind", "omitted"), [("origin", ["b"]), ("unit", ["b", "d"])])
+def test_units_with_flows_that_a_split_file_omits_are_named(ledger, kind, omitted):
+    flows = make_flow_table([("a", "d", 20), ("b", "a", 3), ("c", "a", 0)], ("a", "b", "c", "d"))
+    note_omitted(Split(kind, np.array(["train", "", "", ""], dtype=object)), flows, ledger)
+    assert ledger.left_out == {f"{kind}s with flows that the split file omits": omitted}
+
+
+@pytest.mark.parametrize("kind", ["origin", "unit", "block"])
+def test_units_of_explicit_zeros_only_belong_to_no_split(kind):
+    ids = tuple(f"{number:03d}" for number in range(40))
+    rows = [(home, work, float(home not in ids[:5] and work not in ids[:5])) for home in ids for work in ids]
+    label = draw_split(kind, make_flows_region(make_flow_table(rows, ids)), None, 0).label
+    assert (label == "").tolist() == [True] * 5 + [False] * 35

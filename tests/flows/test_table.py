@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imagery2flow.flows.table import FlowTable, complete_blocks, explain_unknown, read_flows
+from imagery2flow.flows.table import FlowTable, check_counts, complete_blocks, explain_unknown, read_flows
 from imagery2flow.run.errors import Faults, InputError, MissingInputError, TableError
 
 from .conftest import make_flow_table
@@ -227,3 +227,9 @@ def test_zeros_are_lost_only_where_adding_them_gives_a_known_id():
     lost, foreign = faults.sentences
     assert "(6001)" in lost
     assert "(6002)" in foreign
+
+
+def test_missing_and_negative_counts_of_a_nullable_column_are_named():
+    faults = Faults("flows")
+    check_counts(pd.Series([3, None, -2], dtype="Int64"), faults)
+    assert [sentence.split(" (")[0] for sentence in faults.sentences] == ["1 counts are missing", "1 counts are negative"]
