@@ -19,6 +19,7 @@ import torch
 
 from imagery2flow.flows import metrics
 from imagery2flow.flows.breakdown import by_distance, by_origin, by_volume, calibration
+from imagery2flow.flows.compare import compare
 from imagery2flow.flows.controls import MODEL, as_seen, variants
 from imagery2flow.flows.graph import great_circle_m
 from imagery2flow.flows.learning import learn
@@ -170,6 +171,8 @@ def run_trial(config: EvaluateConfig, trial: Trial, ledger: Ledger, device: torc
             found = record.predict(record.embed(seen), pairs)
         predictions |= {variant.row(decoder): values for decoder, values in found.items()}
     predictions["constant"] = np.full(len(pairs), constant)
+    if config.baselines:
+        predictions |= compare(config, trial.source, trial.target, trial.split, pairs, device)
     place = {"split": trial.name, "universe": trial.universe, "seed": trial.seed}
     level = metrics.cpc(pairs.count, predictions["constant"])
     rows: list[dict[str, object]] = []

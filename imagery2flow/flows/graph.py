@@ -6,6 +6,7 @@ see its surroundings. Distances are great-circle distances between centroids unl
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +16,9 @@ import numpy as np
 import pandas as pd
 import shapely
 
-from imagery2flow.flows.table import explain_unknown, note_numeric_ids, pairs_shown
+from imagery2flow.flows.table import as_numbers, explain_unknown, note_numeric_ids, pairs_shown
 from imagery2flow.run.errors import Faults, InputError, TableError, shown
-from imagery2flow.run.files import read_table
+from imagery2flow.run.files import read_header, read_table
 from imagery2flow.run.stage import Ledger
 
 EARTH_RADIUS_M = 6_371_009.0  # mean radius, IUGG
@@ -172,7 +173,7 @@ def read_long_distances(path: str | Path) -> pd.DataFrame:
     """Reads either form of the table as columns h_geocode, w_geocode, distance_m.
 
     Raises:
-        TableError: A column of the long form is missing.
+        TableError: A column of the long form is missing, or the header of the square form has faults.
     """
     table = read_table(path, "distances", ("h_geocode", "w_geocode", 0))
     if {"h_geocode", "w_geocode", "distance_m"} <= set(table.columns):
@@ -180,14 +181,30 @@ def read_long_distances(path: str | Path) -> pd.DataFrame:
     if {"h_geocode", "w_geocode"} & set(table.columns):
         listing = ", ".join(map(str, table.columns))
         raise TableError(f"distances {path} need the columns h_geocode, w_geocode and distance_m, but have {listing}; rename or add them")
+    check_header(path)
     square = table.set_index(table.columns[0]).rename_axis("h_geocode")
-    square.index = square.index.astype(str)
     return square.melt(ignore_index=False, var_name="w_geocode", value_name="distance_m").reset_index()
+
+
+def check_header(path: str | Path) -> None:
+    """Refuses a header of ids, some of which are empty or repeated: pandas would rename them, and they would join to no unit.
+
+    Raises:
+        TableError: Ids are empty or repeated.
+    """
+    ids = read_header(path)[1:]
+    faults = Faults(f"distances {path}, header")
+    if "" in ids:
+        faults.add(f"{ids.count('')} ids are empty; give every column the id of its unit")
+    repeated = sorted(geocode for geocode, count in Counter(ids).items() if geocode and count > 1)
+    if repeated:
+        faults.add(f"{len(repeated)} ids occur more than once ({shown(repeated)}); keep one column each")
+    faults.raise_if_any()
 
 
 def check_distances(table: pd.DataFrame, index: pd.Index, faults: Faults) -> None:
     """Notes what cannot be a distance in metres between two units."""
-    numbers = pd.to_numeric(table.distance_m, errors="coerce")
+    numbers = as_numbers(table.distance_m)
     wrong = table.distance_m[(numbers.isna() & table.distance_m.notna()) | np.isinf(numbers)]
     if len(wrong):
         faults.add(f"{len(wrong):,} values are infinite or no numbers ({shown(wrong)}); give metres")
@@ -195,7 +212,10 @@ def check_distances(table: pd.DataFrame, index: pd.Index, faults: Faults) -> Non
         faults.add(f"{(numbers < 0).sum():,} values are negative ({shown(table.distance_m[numbers < 0])}); give metres, 0 or more")
     for column in ("h_geocode", "w_geocode"):
         if not note_numeric_ids(table[column], column, faults):
-            explain_unknown(column, pd.Index(table[column][~table[column].isin(index)].unique()), index, True, faults)
+            ids = table[column].dropna()
+            explain_unknown(column, pd.Index(ids[~ids.isin(index)].unique()), index, True, faults)
+        if table[column].isna().any():
+            faults.add(f"{table[column].isna().sum():,} values of {column} are empty; give every distance both ids")
     repeated = table[table[["h_geocode", "w_geocode"]].duplicated()]
     if len(repeated):
         faults.add(f"{len(repeated):,} pairs occur more than once ({pairs_shown(repeated)}); keep one row each")

@@ -41,7 +41,7 @@ class RegionPredictor:
             totals: Outflow O of each unit, or what it is proportional to; NaN where unknown [num_units].
             kind: outflow: commuters; share: any measure such as population, with the sum of all predictions kept.
             every_pair: Every pair of units, in blocks of whole origins.
-            ledger: Takes units without a total.
+            ledger: Takes units without a total, and those that cannot be brought to theirs.
         """
         num_units = len(totals)
         sums: dict[str, np.ndarray] = {}
@@ -56,6 +56,8 @@ class RegionPredictor:
         factor = {}
         for name, predicted in sums.items():
             known = ~unknown & (predicted > 0)
+            stuck = np.array(self.embedded.region.graph.geocodes)[(totals > 0) & (predicted <= 0)]
+            ledger.leave_out(f"units with a known total whose {name} predictions are all 0, which no factor raises", stuck)
             scale = predicted[known].sum() / max(totals[known].sum(), 1e-12) if kind == "share" else 1.0
             factor[name] = np.ones(num_units)
             factor[name][known] = totals[known] * scale / predicted[known]

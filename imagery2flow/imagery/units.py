@@ -55,9 +55,20 @@ def read_units(path: str | Path, id_column: str | None, ledger: Ledger) -> gpd.G
         raise TableError(f"units {path} hold no geometry; name a file with polygons or points")
     broken = ~table.geometry.is_valid
     if broken.any():
-        table.geometry = table.geometry.where(~broken, shapely.make_valid(table.geometry.values))
+        mended = np.array([mend(shape) for shape in table.geometry[broken]], dtype=object)
+        table.loc[broken, table.geometry.name] = gpd.GeoSeries(mended, index=table.index[broken], crs=table.crs)
         ledger.note(f"{broken.sum():,} invalid geometries were mended: {shown(table.index[broken])}")
     return table
+
+
+def mend(shape: shapely.Geometry) -> shapely.Geometry:
+    """A valid geometry; of a polygon its areas, without the lines that a spike leaves behind, which later stages could not take for a unit."""
+    valid = shapely.make_valid(shape)
+    if valid.geom_type != "GeometryCollection" or shape.geom_type not in ("Polygon", "MultiPolygon"):
+        return valid
+    parts = shapely.get_parts(shapely.get_parts(valid))  # a collection may hold a MultiPolygon
+    areas = parts[shapely.area(parts) > 0]
+    return shapely.union_all(areas) if len(areas) else valid
 
 
 def read_vector(path: Path) -> gpd.GeoDataFrame:

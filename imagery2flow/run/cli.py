@@ -66,10 +66,14 @@ def parse_config(stage: str, config_class: type[Config], argv: Sequence[str] | N
     """
     parser = build_parser(stage, config_class)
     arguments = sys.argv[1:] if argv is None else list(argv)
-    parser.settings_file = next((value for flag, value in pairwise(arguments) if flag == "--config"), None)
+    # Both "--config FILE" and "--config=FILE".
+    pairs = pairwise(
+        part for argument in arguments for part in (argument.split("=", 1) if argument.startswith("--config=") else [argument])
+    )
+    parser.settings_file = next((value for flag, value in pairs if flag == "--config"), None)
     namespace = parser.parse_args(arguments)
     try:
-        return to_dataclass(config_class, namespace)
+        return to_dataclass(config_class, namespace, "settings")
     except InputError as error:
         parser.error(str(error))
 
@@ -111,17 +115,17 @@ def add_fields(parser: ArgumentParser, config_class: type[Any], prefix: str = ""
         parser.add_argument(f"--{name}", **options)
 
 
-def to_dataclass(config_class: type[Config], namespace: Namespace) -> Config:
-    """Builds the dataclass, and those nested in it, from parsed values.
+def to_dataclass(config_class: type[Config], namespace: Namespace, name: str) -> Config:
+    """Builds the dataclass, and those nested in it, from parsed values; ``name`` is what a message calls them.
 
     Raises:
         InputError: A value is out of range.
     """
     if not isinstance(namespace, Namespace):
-        raise InputError(f"views {namespace} must be a group of settings")
+        raise InputError(f"{name} {namespace} must be a group of settings")
     types = typing.get_type_hints(config_class)
     values = {
-        item.name: to_dataclass(types[item.name], namespace[item.name])
+        item.name: to_dataclass(types[item.name], namespace[item.name], item.name)
         if dataclasses.is_dataclass(types[item.name])
         else namespace[item.name]
         for item in dataclasses.fields(typing.cast("Any", config_class))

@@ -136,6 +136,16 @@ def read_table(path: str | Path, what: str, text_columns: Iterable[str | int]) -
         ) from error
 
 
+def read_header(path: str | Path) -> list[str]:
+    """Names of a table's columns as they stand in the file, repeated and empty ones too, which pandas renames."""
+    import pandas as pd
+
+    if Path(path).name.endswith(".parquet"):
+        return [str(name) for name in pd.read_parquet(path).columns]
+    row = pd.read_csv(path, header=None, nrows=1, dtype="str", keep_default_na=False)
+    return [str(name) for name in row.iloc[0]]
+
+
 def untrained_path(path: str | Path) -> Path:
     """Where the table stands that holds what an untrained encoder makes of the same patches: M1.csv -> M1_untrained.csv."""
     name, dot, suffix = Path(path).name.partition(".")

@@ -10,6 +10,7 @@ from imagery2flow.run.config import log_name, require
 from imagery2flow.run.errors import InputError
 
 UniverseName = Literal["gt10", "positive", "full"]
+MOST_LEAVES = 131072  # LightGBM's own limit
 SplitName = Literal["origin", "unit", "block", "pair"]
 
 
@@ -47,7 +48,7 @@ class TreesConfig:
 
     def __post_init__(self) -> None:
         require(self.num_trees > 0, "trees.num_trees", self.num_trees, "above 0")
-        require(self.num_leaves > 1, "trees.num_leaves", self.num_leaves, "2 or more")
+        require(1 < self.num_leaves <= MOST_LEAVES, "trees.num_leaves", self.num_leaves, f"2 to {MOST_LEAVES}")
         require(self.learning_rate > 0, "trees.learning_rate", self.learning_rate, "above 0")
         for name in ("min_leaf_pairs", "early_stopping"):
             require(getattr(self, name) >= 0, f"trees.{name}", getattr(self, name), "0 or more")
@@ -306,7 +307,7 @@ class ResultsConfig:
     Args:
         log: Name of the OD model; its folder is <output_dir>/<log>.
         output_dir: Folder of the OD models.
-        data_root: Folder of the regions; a generated metro's law.csv there adds the best reachable score.
+        data_root: Folder of the regions; a generated metro's law.csv there adds the score of the law's own mean, called best reachable, which hardly any predictor beats.
     """
 
     log: str = "default"

@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 from imagery2flow.run.errors import InputError, shown
 from imagery2flow.run.files import sha256, write_json
 
+ROOT = Path(__file__).resolve().parents[2]
 STATUS_INPUT_ERROR = 2
 STATUS_TERMINATED = 128 + signal.SIGTERM
 VERSIONS_OF = ("imagery2flow", "torch", "torchvision", "torch-geometric", "numpy", "pandas", "geopandas", "rasterio", "lightgbm")
@@ -115,9 +116,15 @@ def provenance(config: Any, ledger: Ledger, wall_time_s: float) -> dict[str, Any
         "inputs_sha256": {str(path): sha256(path) for path in ledger.inputs if path.is_file()},
         "ledger": {"in": ledger.came_in, "out": ledger.went_out, "left_out": ledger.left_out, "notes": ledger.notes},
         "wall_time_s": round(wall_time_s, 3),
-        # Linux reports kilobytes, macOS bytes.
-        "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform != "darwin" else 1024**2), 1),
+        "peak_memory_mb": peak_memory_mb(resource.RUSAGE_SELF),
+        "largest_child_peak_memory_mb": peak_memory_mb(resource.RUSAGE_CHILDREN),  # of worker processes, which are not in the other
     }
+
+
+def peak_memory_mb(whose: int) -> float:
+    """Most memory that this process, or the largest of those that it started and that ended, held at once."""
+    # Linux reports kilobytes, macOS bytes.
+    return round(resource.getrusage(whose).ru_maxrss / (1024 if sys.platform != "darwin" else 1024**2), 1)
 
 
 def installed_version(name: str) -> str | None:
@@ -128,13 +135,19 @@ def installed_version(name: str) -> str | None:
         return None
 
 
-def source_commit() -> str | None:
-    """Commit of the source tree that runs, or None outside a checkout."""
-    root = Path(__file__).resolve().parents[2]
+def source_commit(root: Path = ROOT) -> str | None:
+    """Commit of the source tree that runs, with ``-dirty`` where its code differs from that; None outside a checkout."""
     if not (root / ".git").exists():
         return None
-    answer = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return answer.stdout.strip() or None
+    commit = git(root, "rev-parse", "HEAD")
+    # The stage scripts and the package only: what lies in other folders does not run, and looking through it takes time.
+    changed = git(root, "status", "--porcelain", "--", "imagery2flow", ":(glob)*.py")
+    return (commit + "-dirty" * bool(changed)) or None
+
+
+def git(root: Path, *arguments: str) -> str:
+    """What a git command prints; nothing where it fails."""
+    return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False).stdout.strip()
 
 
 class TerminationFlag:

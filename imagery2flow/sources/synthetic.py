@@ -7,7 +7,7 @@ The law (an unconstrained gravity law with exponential decay): the flow from o t
 with R the residents and J the jobs of a unit, each the sum over its pixels of a density; d the distance between centroids, and for
 a unit with itself half the radius of a circle of its area. Each pixel has a land use (water, park, houses, blocks of flats, industry, offices) and
 a density of building; both decide the resident and job density, the reflectance in three bands and the texture. So everything in the
-law can be seen from above, and ``law.csv`` holds the mean of every pair, from which no predictor can know more.
+law can be seen from above, and ``law.csv`` holds the mean of every pair; what the flows deviate from it is chance.
 
 Writes ``<output_dir>/<region>/``: scene.tif (30 m, red, nir, swir1, reflectance x 10000), units.gpkg, flows.csv, population.csv, law.csv.
 """
@@ -28,7 +28,7 @@ from scipy.ndimage import gaussian_filter
 from scipy.stats import poisson
 
 from imagery2flow.run.config import SyntheticConfig
-from imagery2flow.run.files import replacing, write_table
+from imagery2flow.run.files import check_output_folder, replacing, write_table
 from imagery2flow.run.stage import Ledger
 
 GSD_M = 30.0
@@ -74,7 +74,12 @@ class Landscape:
 
 
 def generate_metro(config: SyntheticConfig, ledger: Ledger) -> Path:
-    """Generates a metro and returns the path of its ``run.json``."""
+    """Generates a metro and returns the path of its ``run.json``.
+
+    Raises:
+        InputError: The output folder cannot be made.
+    """
+    check_output_folder(Path(config.output_dir) / config.region, "--output_dir")
     random = np.random.default_rng(config.seed)
     folder = Path(config.output_dir) / config.region
     folder.mkdir(parents=True, exist_ok=True)
@@ -208,7 +213,8 @@ def flow_law(units: gpd.GeoDataFrame, residents: np.ndarray, jobs: np.ndarray) -
 def best_prediction(mean: np.ndarray, minimum: float) -> np.ndarray:
     """Expected flow of pairs that are known to lie above a minimum: E[X | X > minimum] of Poisson numbers of the law's mean, [num_pairs].
 
-    A score on observed flows above 10 gives away that they are above 10; so knows the best predictor.
+    A score on observed flows above 10 gives away that they are above 10. No prediction has a smaller expected squared error; CPC has its best
+    expectation elsewhere, so that a predictor may come out a little above the mean's.
     """
     # E[X; X > k] = mean * P(X > k - 1) for a Poisson number X.
     above, from_one_below = poisson.sf(minimum, mean), poisson.sf(minimum - 1, mean)

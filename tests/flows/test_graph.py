@@ -145,6 +145,27 @@ def test_a_square_table_is_read_by_its_ids(tmp_path, ledger, corner):
     assert ledger.inputs == [path]
 
 
+@pytest.mark.parametrize(
+    ("header", "sentence"),
+    [
+        ("id,0101,0102,0102", r"header: 1 ids occur more than once \(0102\); keep one column each"),
+        ("id,0101,,0103", "header: 1 ids are empty; give every column the id of its unit"),
+    ],
+)
+def test_a_square_table_with_repeated_or_empty_ids_in_its_header_is_refused(tmp_path, ledger, header, sentence):
+    path = tmp_path / "square.csv"
+    path.write_text(f"{header}\n0101,0,5,6\n0102,5,0,7\n0103,6,7,0\n")
+    with pytest.raises(TableError, match=sentence):
+        read_distances(path, IDS, ledger)
+
+
+def test_a_square_table_with_an_empty_id_in_its_first_column_is_refused(tmp_path, ledger):
+    path = tmp_path / "square.csv"
+    path.write_text("id,0101,0102\n0101,0,5\n,5,0\n")
+    with pytest.raises(TableError, match="2 values of h_geocode are empty"):
+        read_distances(path, IDS, ledger)
+
+
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
 def test_a_long_table_is_read_by_its_ids(tmp_path, ledger, suffix):
     rows = [("0103", "0102", 900), ("0101", "0102", 1500), ("0102", "0101", 1600), ("0101", "0103", 0), ("0102", "0103", np.nan)]
@@ -172,6 +193,8 @@ def test_distances_of_other_units_are_left_out_and_counted(tmp_path, ledger):
         ("101,102,5", r"2 faults: 1 ids of h_geocode have lost their leading zeros \(101\)"),
         ("0101,0102,far", "far"),
         ("0101,0102,inf", "infinite"),
+        (",0102,5\n0101,0102,5", "1 values of h_geocode are empty; give every distance both ids"),
+        ("0101,,5\n9901,,5", "2 values of w_geocode are empty"),
     ],
 )
 def test_faults_of_a_table_of_distances_are_named(tmp_path, ledger, rows, sentence):

@@ -6,7 +6,7 @@ import shapely
 from rasterio.transform import from_origin
 
 from imagery2flow.imagery.scene import open_scene
-from imagery2flow.imagery.units import as_window, grid_tiles, point_windows, read_units, to_scene_crs, zone_windows
+from imagery2flow.imagery.units import as_window, grid_tiles, mend, point_windows, read_units, to_scene_crs, zone_windows
 from imagery2flow.run.errors import CRSError, InputError, MissingInputError, TableError
 
 from .helpers import GSD_M, noise, place, quiet, rectangle
@@ -203,3 +203,16 @@ def test_grid_tiles_of_several_scenes_carry_the_scenes_name(write_scene):
 def test_a_tile_larger_than_the_scene_is_refused(scene):
     with pytest.raises(InputError, match=r"--size 9 is larger than every scene \(the largest fits 8 pixels\)"):
         grid_tiles([scene], 9, 9)
+
+
+def test_of_a_mended_polygon_the_areas_are_kept_and_not_the_line_of_a_spike(write_units):
+    spiked = shapely.Polygon([(0, 0), (30, 0), (30, 30), (30, 60), (30, 30), (0, 30)])
+    assert shapely.make_valid(spiked).geom_type == "GeometryCollection"
+    line = shapely.GeometryCollection([shapely.LineString([(0, 0), (9, 9)]), shapely.Polygon([(0, 0), (9, 9), (9, 0), (0, 9)])])
+    ledger = quiet()
+    units = read_units(write_units({"a": SQUARE, "spiked": spiked}), None, ledger)
+    assert units.geometry["spiked"].equals(shapely.box(0, 0, 30, 30))
+    assert units.geometry["a"].equals(SQUARE)
+    assert ledger.notes == ["1 invalid geometries were mended: spiked"]
+    assert mend(line).geom_type == "GeometryCollection"  # what was no polygon is not made one
+    assert mend(shapely.Polygon([(0, 0), (9, 9), (0, 0), (9, 9)])).area == 0

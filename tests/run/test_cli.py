@@ -198,3 +198,16 @@ def test_a_missing_scene_is_one_line_and_status_2(tmp_path):
     assert answer.returncode == 2
     assert answer.stderr == "img_preprocessing: error: scene none.tif does not exist; check the path given to --input_tif_path\n"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_value_in_place_of_a_group_is_refused_under_the_groups_name(refuse):
+    assert "trees 5 must be a group of settings" in refuse(
+        "--node_feats_path", "t.csv", "--region", "M1", yaml="trees: 5\n", config_class=FlowTrainingConfig
+    )
+
+
+def test_the_settings_file_is_named_in_either_form_of_the_flag(refuse, tmp_path):
+    path = tmp_path / "wrong.yaml"
+    path.write_text("schedul: [1]\n")
+    for flags in (["--config", str(path)], [f"--config={path}"]):
+        assert f"error: --config {path}: " in refuse("--data_path", "p", *flags)

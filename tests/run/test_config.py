@@ -65,7 +65,7 @@ def test_settings_are_frozen_and_keyword_only(config_class):
         (FlowTrainingConfig, {**TWO, "units_path": ["u.gpkg"]}, r"--units_path names 1 files for 2 regions \(M1 M2\); give one for each"),
         (FlowTrainingConfig, {**REGION, "flows_path": ["a", "b"]}, r"--flows_path names 2 files for 1 regions \(M1\)"),
         (RegionConfig, {**TWO, "node_feats_path": ["a", "b", "c"]}, "--node_feats_path names 3 files for 2 regions"),
-        (TreesConfig, {"num_leaves": 1}, "--trees.num_leaves 1 must be 2 or more"),
+        (TreesConfig, {"num_leaves": 1}, "--trees.num_leaves 1 must be 2 to 131072"),
         (TreesConfig, {"feature_share": 0.0}, "--trees.feature_share 0.0 must be above 0 and at most 1"),
         (TreesConfig, {"pair_share": 1.5}, "--trees.pair_share 1.5 must be above 0 and at most 1"),
         (FlowTestConfig, TWO, "--region M1 M2 names 2 regions; test one at a time"),
@@ -124,3 +124,10 @@ def test_one_table_of_features_may_serve_all_regions_and_other_files_are_looked_
     config = RegionConfig(**TWO)
     assert config.places() == [flow_config.Place(name, "n.csv", None, None, None) for name in ("M1", "M2")]
     assert (config.name, RegionConfig(**REGION).name) == ("M1+M2", "M1")
+
+
+def test_more_leaves_than_lightgbm_allows_are_refused():
+    assert TreesConfig(num_leaves=131072).num_leaves == 131072
+    for leaves in (1, 131073):
+        with pytest.raises(InputError, match=f"--trees.num_leaves {leaves} must be 2 to 131072"):
+            TreesConfig(num_leaves=leaves)

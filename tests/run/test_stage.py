@@ -42,6 +42,7 @@ def test_a_stage_that_is_done_returns_0_and_writes_run_json(tmp_path, capsys):
     assert content["python"] == ".".join(str(part) for part in sys.version_info[:3])
     assert 0 <= content["wall_time_s"] < 60
     assert 10 < content["peak_memory_mb"] < 100_000
+    assert 0 <= content["largest_child_peak_memory_mb"] < 100_000
     printed = capsys.readouterr().err.splitlines()
     assert printed == [
         "[cut] one scene",
@@ -106,7 +107,32 @@ def test_the_summary_counts_everything_that_is_left_out():
 def test_the_commit_is_that_of_the_source_tree():
     root = Path(__file__).parents[2]
     head = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
-    assert source_commit() == (head or None)
+    assert (source_commit() or "").removesuffix("-dirty") == head
+
+
+def test_a_commit_is_dirty_where_the_code_differs_from_it_and_only_there(tmp_path):
+    def git(*arguments):
+        command = ["git", "-C", str(tmp_path), "-c", "user.name=x", "-c", "user.email=x@example.org", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    assert source_commit(tmp_path) is None
+    git("init")
+    (tmp_path / "imagery2flow").mkdir()
+    for name in ("imagery2flow/a.py", "stage.py", "README.md"):
+        (tmp_path / name).write_text("1\n")
+    git("add", ".")
+    git("commit", "-m", "first")
+    head = git("rev-parse", "HEAD")
+    (tmp_path / "README.md").write_text("2\n")
+    (tmp_path / "notes.txt").write_text("2\n")
+    assert source_commit(tmp_path) == head
+    for name in ("imagery2flow/a.py", "stage.py", "imagery2flow/new.py"):
+        (tmp_path / name).write_text("2\n")
+        assert source_commit(tmp_path) == f"{head}-dirty"
+        git("add", ".")
+        git("commit", "-m", "next")
+        head = git("rev-parse", "HEAD")
+        assert source_commit(tmp_path) == head
 
 
 def test_sigterm_raises_a_flag_and_the_handler_is_restored():

@@ -7,6 +7,7 @@ from rasterio.features import rasterize
 from scipy.stats import poisson
 
 from imagery2flow.run.config import SyntheticConfig
+from imagery2flow.run.errors import InputError
 from imagery2flow.run.stage import Ledger
 from imagery2flow.sources import synthetic
 from imagery2flow.sources.synthetic import DECAY_M, GRAVITY, LAND_USES, best_prediction, generate_metro
@@ -113,3 +114,9 @@ def test_the_best_prediction_is_the_mean_of_the_poisson_numbers_above_the_minimu
 
 def test_the_best_prediction_stays_finite_for_pairs_that_the_law_all_but_excludes():
     assert best_prediction(np.array([0.0, 1e-200]), 10).tolist() == [11.0, 11.0]
+
+
+def test_a_file_in_place_of_the_output_folder_is_refused(tmp_path):
+    (tmp_path / "data").write_text("a file")
+    with pytest.raises(InputError, match=r"--output_dir .*data/M1 cannot be a folder, because .*data is a file; name another"):
+        generate_metro(SyntheticConfig(output_dir=str(tmp_path / "data"), region="M1"), Ledger("test", quiet=True))
