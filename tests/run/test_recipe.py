@@ -58,28 +58,47 @@ def test_flags_override_the_recipe():
     assert read_recipe("train_img_encoder", "--data_path", "patches", "--resnet", "resnet18", "--views.turn").views.turn is True
 
 
-@pytest.mark.parametrize(
-    "document", ["README.md", "configs/paper/README.md", "runs/demo.sh", "docs/architecture.md", "docs/performance.md"]
-)
+def accepted_flags(command):
+    """Flags of a stage, a command of the package, or a script in benchmarks/; None for anything else."""
+    if command.startswith("benchmarks/"):
+        return set(re.findall(r'add_argument\(\s*"(--\w+)"', (ROOT / command).read_text()))
+    config_class = (STAGES | COMMANDS).get(command.removesuffix(".py"))
+    return config_class and set(build_parser(command, config_class)._option_string_actions)
+
+
+@pytest.mark.parametrize("document", ["README.md", "configs/paper/README.md", "runs/demo.sh", "docs/performance.md"])
 def test_every_flag_of_a_command_in_the_documents_exists(document):
     text = (ROOT / document).read_text().replace("\\\n", " ")
     found = 0
     for line in text.splitlines():
-        stage = re.search(r"(?:python|run|torchrun[^.]*) +(?:-m imagery2flow )?(\w+)(?:\.py)?", line)
-        if not stage or stage[1] not in STAGES | COMMANDS or "--" not in line[stage.end() :]:
-            continue
-        accepted = set(build_parser(stage[1], (STAGES | COMMANDS)[stage[1]])._option_string_actions)
-        flags = re.findall(r"(?<!-)--\w[\w.]*", line[stage.end() :])
-        assert set(flags) <= accepted, f"{document}: {line.strip()}"
-        found += len(flags)
-    assert found or document.startswith("docs")
+        command = re.search(r"(?:python|run|torchrun[^.]*) +(?:-m imagery2flow )?((?:benchmarks/)?\w+(?:\.py)?)", line)
+        accepted = command and accepted_flags(command[1])
+        if accepted:
+            flags = re.findall(r"(?<!-)--\w[\w.]*", line[command.end() :])
+            assert set(flags) <= accepted, f"{document}: {line.strip()}"
+            found += len(flags)
+    assert found
 
 
-def test_the_tree_in_the_architecture_names_every_module():
-    text = (ROOT / "docs/architecture.md").read_text()
-    tree = set(re.findall(r"[\w/]+\.py", text.split("## What crosses")[0]))
-    modules = {path.name for path in (ROOT / "imagery2flow").rglob("*.py") if path.name != "__init__.py"}
-    assert modules <= tree
+def modules_of_the_tree(text):
+    """Modules that a tree of the package names, as folder/name."""
+    modules, folder = set(), ""
+    for line in text.split("\nimagery2flow/\n")[1].splitlines():
+        if not line.startswith("  "):
+            return modules
+        heading = re.match(r"  (\w+/)", line)
+        if heading:
+            folder = heading[1]
+        elif not line.startswith("    "):
+            folder = ""
+        modules |= {folder + name for name in re.findall(r"\w+\.py", line)}
+    raise AssertionError("the tree has no end")
+
+
+def test_the_tree_in_the_architecture_names_every_module_and_no_other():
+    paths = [path.relative_to(ROOT / "imagery2flow") for path in (ROOT / "imagery2flow").rglob("*.py")]
+    modules = {path.as_posix() for path in paths if path.name != "__init__.py"}
+    assert modules_of_the_tree((ROOT / "docs/architecture.md").read_text()) == modules
 
 
 def test_every_setting_of_the_recipe_is_a_field():
