@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Imagery2Flow on a generated metro (M1) and a second city (M2, another UTM zone): the five commands, as on real data.
-# Everything is written below ./demo; about 3 minutes on 2 CPU cores.
+# Everything is written below ./demo; about 5 minutes on 2 CPU cores.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 rm -rf demo

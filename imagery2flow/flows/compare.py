@@ -94,11 +94,13 @@ def gravity_rows(task: Comparison) -> dict[str, np.ndarray]:
     train_m = task.source.graph.distance_m(train.origin, train.destination)
     tested_m = task.target.graph.distance_m(tested.origin, tested.destination)
     outflow, inflow = task.margin(tested, tested.origin), task.margin(tested, tested.destination)
+    leaving, arriving = task.size[0].T
+    sizes = task.size[1][:, 0], task.size[1][:, 1]
     rows = {}
     for deterrence in DETERRENCES:
         for constraint, told in TOLD.items():
-            law = fit_gravity(train.origin, train.destination, train_m, train.count, *task.size[0].T, constraint, deterrence)
-            values = law.predict(tested.origin, tested.destination, tested_m, *task.size[1].T, outflow=outflow, inflow=inflow)
+            law = fit_gravity(train.origin, train.destination, train_m, train.count, leaving, arriving, constraint, deterrence)
+            values = law.predict(tested.origin, tested.destination, tested_m, *sizes, outflow, inflow)
             rows[f"gravity, {deterrence}{told}"] = values
     return rows
 
