@@ -22,7 +22,7 @@ import pandas as pd
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from imagery2flow.flows.evaluate import as_markdown  # noqa: E402
+from imagery2flow.flows.results import as_markdown  # noqa: E402
 from imagery2flow.run.stage import source_commit  # noqa: E402
 
 STATUS_INPUT_ERROR = 2

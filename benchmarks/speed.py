@@ -30,6 +30,7 @@ from imagery2flow.encoder.backbones import build_backbone  # noqa: E402
 from imagery2flow.encoder.objectives import SimCLR, nt_xent  # noqa: E402
 from imagery2flow.flows.fitting import NetworkFitting  # noqa: E402
 from imagery2flow.flows.region import Region, load_region  # noqa: E402
+from imagery2flow.flows.sampling import every_pair  # noqa: E402
 from imagery2flow.flows.scaling import fit_scaling  # noqa: E402
 from imagery2flow.imagery.patches import cut_patches  # noqa: E402
 from imagery2flow.run.config import PreprocessingConfig  # noqa: E402
@@ -77,12 +78,11 @@ def clipping(data: Path, repeats: int) -> str:
 def epochs(data: Path, repeats: int, width: int, loss: str) -> str:
     """One epoch of the graph network on New York's pairs above 10, all of them trained on; random embeddings, which cost the same."""
     config = FlowTrainingConfig(
-        node_feats_path="unused", region="nyc", units_path=str(data / "nyc/units.gpkg"), flows_path=str(data / "nyc/flows.csv"),
+        node_feats_path=["unused"], region=["nyc"], units_path=[str(data / "nyc/units.gpkg")], flows_path=[str(data / "nyc/flows.csv")],
         embedding_size=width, loss=loss,
     )  # fmt: skip
     region = load_with_random_vectors(config)
-    assert region.flows is not None
-    pairs = region.flows.universe("gt10")
+    pairs = every_pair(region.observed().universe("gt10"))
     fitting = NetworkFitting(config, region, fit_scaling(region, True, config.num_components), pairs, pairs, choose_device(config.device))
     fitting.run_epoch(0)
     seconds = median_s(lambda: fitting.run_epoch(10), repeats)
@@ -96,12 +96,12 @@ def load_with_random_vectors(config: FlowTrainingConfig) -> Region:
     import pandas as pd
 
     ledger = Ledger("speed", quiet=True)
-    geocodes = gpd.read_file(config.units_path).GEOID
+    geocodes = gpd.read_file(config.units_path[0]).GEOID
     vectors = np.random.default_rng(0).normal(size=(len(geocodes), EMBEDDING_DIM)).astype(np.float32)
     with tempfile.TemporaryDirectory() as folder:
         path = f"{folder}/vectors.parquet"
         pd.DataFrame(vectors, columns=[*map(str, range(EMBEDDING_DIM))]).assign(geocode=geocodes).to_parquet(path)
-        return load_region(dataclasses.replace(config, node_feats_path=path), ledger, flows_required=True)
+        return load_region(dataclasses.replace(config, node_feats_path=[path]), ledger, flows_required=True)
 
 
 def encoder_rate(name: str, repeats: int) -> str:
