@@ -32,8 +32,6 @@ import numpy as np
 import pandas as pd
 from scipy.special import rel_entr
 
-from imagery2flow.flows.table import UNIVERSES
-
 NAN = float("nan")
 LINK_MINIMUM = 0.5  # commuters; the smallest prediction that rounds to one
 NUM_DISTANCE_BINS = 50
@@ -182,12 +180,6 @@ SCORES = {"cpc": cpc, "rmse": rmse, "mae": mae}
 def score(observed: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
     """All scores of one set of pairs."""
     return {name: function(observed, predicted) for name, function in SCORES.items()} | {"num_pairs": len(observed)}
-
-
-def score_universes(observed: np.ndarray, predicted: np.ndarray) -> dict[str, dict[str, float]]:
-    """Scores on the pairs of each universe that holds any."""
-    chosen = {name: observed > minimum for name, minimum in UNIVERSES.items()}
-    return {name: score(observed[mask], predicted[mask]) for name, mask in chosen.items() if mask.any()}
 
 
 def score_table(scores: dict[str, dict[str, dict[str, float]]]) -> pd.DataFrame:

@@ -5,7 +5,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imagery2flow.flows import metrics
 from imagery2flow.flows.metrics import (
     NUM_DISTANCE_BINS,
     ScoredPairs,
@@ -22,7 +21,6 @@ from imagery2flow.flows.metrics import (
     rmse,
     score,
     score_table,
-    score_universes,
     skill,
 )
 
@@ -37,11 +35,6 @@ def scored(table):
     """Pairs of (observed, predicted, distance in metres); a distance of 0 is one unit."""
     observed, predicted, distance_m = np.array(table, dtype=float).T
     return ScoredPairs(observed, predicted, distance_m, distance_m == 0)
-
-
-@pytest.fixture
-def three_universes(monkeypatch):
-    monkeypatch.setattr(metrics, "UNIVERSES", {"gt10": 10, "positive": 0, "full": -1})
 
 
 def naive_scores(observed, predicted):
@@ -367,24 +360,14 @@ def test_pairs_are_selected_together():
     assert chosen.same_unit.tolist() == [True, False]
 
 
-@pytest.mark.usefixtures("three_universes")
-def test_universes_are_flows_above_10_above_0_and_all():
-    observed, predicted = np.array([0.0, 1.0, 10.0, 11.0]), np.array([9.0, 1.0, 10.0, 22.0])
-    scores = score_universes(observed, predicted)
-    assert set(scores) == {"gt10", "positive", "full"}
-    assert scores["gt10"] == {"cpc": pytest.approx(22 / 33), "rmse": 11.0, "mae": 11.0, "num_pairs": 1}
-    assert scores["positive"]["num_pairs"] == 3
-    assert scores["positive"]["mae"] == pytest.approx(11 / 3)
-    assert scores["full"]["num_pairs"] == 4
-    assert scores["full"]["mae"] == pytest.approx(20 / 4)
-    assert set(score_universes(np.array([3.0]), np.array([3.0]))) == {"positive", "full"}  # no flow above 10: no such row
-    assert set(score_universes(np.zeros(1), np.ones(1))) == {"full"}
-
-
-@pytest.mark.usefixtures("three_universes")
 def test_the_printed_table_has_a_row_per_model_and_a_column_per_score():
     observed = np.array([0.0, 4.0, 20.0])
-    scores = {name: score_universes(observed, np.array([0.0, value, 20.0])) for name, value in (("exact", 4.0), ("far", 8.0))}
+    far = np.array([0.0, 8.0, 20.0])
+    masks = {"gt10": observed > 10, "positive": observed > 0, "full": observed >= 0}
+    scores = {
+        name: {universe: score(observed[mask], values[mask]) for universe, mask in masks.items()}
+        for name, values in (("exact", observed), ("far", far))
+    }
     table = score_table(scores)
     assert table.index.tolist() == ["exact", "far"]
     assert table.loc["exact", "positive cpc"] == 1
