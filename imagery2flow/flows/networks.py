@@ -48,7 +48,7 @@ PAIRS_PER_BLOCK = 65_536
 
 @dataclass(frozen=True, kw_only=True)
 class DeepGravityConfig:
-    """Shape and training of Deep Gravity; the defaults take half a minute for 20,000 pairs on 2 CPU cores, the published ones hours.
+    """Shape and training of Deep Gravity; the defaults take about 10 seconds of one CPU core for 20,000 pairs of 64 features.
 
     Attributes:
         widths: Of the hidden layers; published: 6 of 256, then 9 of 128.
@@ -71,7 +71,7 @@ class DeepGravityConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class GmelConfig:
-    """Shape and training of GMEL.
+    """Shape and training of GMEL; the defaults take about 20 seconds of one CPU core for 20,000 pairs of 300 units.
 
     Attributes:
         embedding_size: Width of every layer; as published.
@@ -79,8 +79,8 @@ class GmelConfig:
         task_weights: Of flow, inflow and outflow; as published.
         lr: Learning rate of Adam; published: 1e-5.
         grad_norm: Longest gradient; as published.
-        pairs_per_batch: Published: 1,000, for fifty times the pairs.
-        max_epochs: Most passes over the pairs; published: 120.
+        pairs_per_batch: As published.
+        max_epochs: Most passes over the pairs; as published.
         patience: Stop after this many epochs without a better validation RMSE.
         num_trees: As published.
         max_depth: Of a tree; as published.
@@ -89,11 +89,11 @@ class GmelConfig:
     embedding_size: int = 128
     num_layers: int = 2
     task_weights: tuple[float, float, float] = (0.5, 0.25, 0.25)
-    lr: float = 1e-3
+    lr: float = 2e-3
     grad_norm: float = 1.0
-    pairs_per_batch: int = 2_048
-    max_epochs: int = 60
-    patience: int = 15
+    pairs_per_batch: int = 1_000
+    max_epochs: int = 120
+    patience: int = 20
     num_trees: int = 100
     max_depth: int = 2
 
