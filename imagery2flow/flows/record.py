@@ -21,7 +21,7 @@ from imagery2flow.flows.region import EncoderFile, Region
 from imagery2flow.flows.scaling import Scaling
 from imagery2flow.flows.table import UNIVERSES, FlowTable
 from imagery2flow.run.errors import InputError, MissingInputError
-from imagery2flow.run.files import load_tensors, save_tensors
+from imagery2flow.run.files import existing_file, load_tensors, save_tensors, sha256
 from imagery2flow.run.flow_config import TreesConfig
 
 FORMAT = "imagery2flow-od-4"
@@ -201,8 +201,9 @@ def save_record(folder: Path, record: FlowRecord) -> None:
         "tree_columns": torch.from_numpy(record.trees.columns),
         "model": None if embedder.model is None else embedder.model.state_dict(),
     }
-    save_tensors(folder / MODEL_FILE, content)
+    folder.mkdir(parents=True, exist_ok=True)
     save_trees(folder / TREES_FILE, record.trees.booster)
+    save_tensors(folder / MODEL_FILE, content | {"trees_sha256": sha256(folder / TREES_FILE)})
 
 
 def as_tensors(item: Any) -> dict[str, Any]:
@@ -243,9 +244,24 @@ def load_record(folder: Path, device: torch.device) -> FlowRecord:
         outflow, inflow = (Process(**from_tensors(process)) for process in content["potentials"]["processes"])
         potentials = Potentials((outflow, inflow), content["potentials"]["crossed"].numpy())
     embedder = Embedder(model, scaling, potentials, TreesConfig(**content["config"]["trees"]), device)
+    check_trees_file(folder / TREES_FILE, content["trees_sha256"])
     trees = FlowTrees(load_trees(folder / TREES_FILE), content["tree_columns"].numpy())
     encoder = None if content["encoder"] is None else EncoderFile(*content["encoder"])
     return FlowRecord(embedder=embedder, trees=trees, encoder=encoder, **{name: content[name] for name in PLAIN_FIELDS})
+
+
+def check_trees_file(path: Path, expected: str) -> None:
+    """Refuses trees that are not those of the model: LightGBM crashes on a damaged file.
+
+    Raises:
+        MissingInputError: There is no such file.
+        InputError: Its content is another.
+    """
+    existing_file(path, "LightGBM decoder")
+    if sha256(path) != expected:
+        raise InputError(
+            f"LightGBM decoder {path} is damaged or of another model (its sha256 is not {expected[:12]}...); train the model again"
+        )
 
 
 def build_model(config: dict[str, Any], scaling: Scaling) -> FlowModel:
