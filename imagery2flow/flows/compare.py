@@ -14,13 +14,13 @@ import numpy as np
 import torch
 
 from imagery2flow.flows.gravity import Constraint, Deterrence, fit_gravity, radiation
-from imagery2flow.flows.learning import POTENTIALS, concatenate
 from imagery2flow.flows.networks import PairArrays, fit_deep_gravity, fit_gmel
 from imagery2flow.flows.potentials import fit_potentials
 from imagery2flow.flows.region import Region
 from imagery2flow.flows.scaling import Scaling, fit_scaling
 from imagery2flow.flows.splits import Split
-from imagery2flow.flows.table import FlowTable
+from imagery2flow.flows.table import FlowTable, concatenate
+from imagery2flow.flows.tree_decoder import POTENTIALS
 from imagery2flow.run.device import random_numbers
 from imagery2flow.run.flow_config import EvaluateConfig
 

@@ -62,7 +62,7 @@ def settings(name: str, config: FlowTrainingConfig) -> FlowTrainingConfig:
     """The settings of a control."""
     if name in (SHUFFLED, UNTRAINED):
         return config
-    trees = TreesConfig(num_trees=300, feature_share=1.0, pair_share=1.0, potentials=False, unit_features=name == BANDS)
+    trees = TreesConfig(num_trees=300, feature_share=1.0, pair_share=1.0, potentials=False, transfer_trees=0, unit_features=name == BANDS)
     return dataclasses.replace(config, trees=trees, context_m=[], area_feature=name == BANDS)
 
 

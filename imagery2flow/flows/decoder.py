@@ -6,6 +6,7 @@ training units were fitted to the very flows that the trees are to learn, so tha
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from imagery2flow.run.files import existing_file, replacing
 from imagery2flow.run.flow_config import TreesConfig
 
 PAIRS_PER_BLOCK = 200_000
+LAW_TREES, LAW_LEAVES = 300, 12
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,10 @@ class PairInputs:
     def num_columns(self) -> int:
         """Columns of a pair: both ends, the distance, and the sum of the origin's outflow and the destination's inflow potential."""
         return 2 * self.unit.shape[1] + 1 + (0 if self.potential is None else 3)
+
+    def law_columns(self) -> np.ndarray:
+        """Numbers of the columns of the distance and of the potentials."""
+        return np.arange(2 * self.unit.shape[1], self.num_columns)
 
     def columns(self, pairs: FlowTable, distance: np.ndarray, chosen: np.ndarray | None = None) -> np.ndarray:
         """Columns of pairs: [num_pairs, num_columns], or only the chosen ones, in single precision.
@@ -93,31 +99,49 @@ class TreeData:
         return lightgbm.Dataset(self.columns[:, chosen], self.count, weight=self.weight, reference=reference)
 
 
-def fit_trees(train: TreeData, valid: TreeData, together: TreeData | None, config: TreesConfig, seed: int, num_threads: int) -> FlowTrees:
-    """Fits the trees; with early stopping, then again as many on all pairs and on the columns that were of use.
+def fit_trees(train: TreeData, valid: TreeData, config: TreesConfig, seed: int, num_threads: int) -> FlowTrees:
+    """Fits the trees to every column, with early stopping if it is set.
 
     The result depends on the data and the seed only: histograms are summed in a fixed order.
 
     Args:
         train: Training pairs.
         valid: Pairs that say when to stop; unread without early stopping.
-        together: Training and validation pairs for the second fit; None leaves it out.
         config: Settings.
         seed: Of the random shares.
         num_threads: Threads of LightGBM.
     """
-    parameters = tree_parameters(config, seed, num_threads)
     every = np.arange(train.columns.shape[1])
     training_set = train.dataset(every)
-    if not config.early_stopping:
-        return FlowTrees(lightgbm.train(parameters, training_set, config.num_trees), every)
-    stop: list[Callable[..., Any]] = [lightgbm.early_stopping(config.early_stopping, verbose=False)]
-    booster = lightgbm.train(parameters, training_set, config.num_trees, valid_sets=[valid.dataset(every, training_set)], callbacks=stop)
-    if together is None:
-        return FlowTrees(booster, every)
-    used = np.flatnonzero(booster.feature_importance("split") > 0)
-    chosen = used if len(used) else every
-    return FlowTrees(lightgbm.train(parameters, together.dataset(chosen), max(booster.best_iteration, 1)), chosen)
+    further: dict[str, Any] = {}
+    if config.early_stopping:
+        stop: list[Callable[..., Any]] = [lightgbm.early_stopping(config.early_stopping, verbose=False)]
+        further = {"valid_sets": [valid.dataset(every, training_set)], "callbacks": stop}
+    return FlowTrees(lightgbm.train(tree_parameters(config, seed, num_threads), training_set, config.num_trees, **further), every)
+
+
+def fit_again(fitted: FlowTrees, data: TreeData, config: TreesConfig, seed: int, num_threads: int) -> FlowTrees:
+    """Fits to other data as many trees as early stopping left, on the columns that were of use."""
+    used = np.flatnonzero(fitted.booster.feature_importance("split") > 0)
+    chosen = used if len(used) else fitted.columns
+    num_trees = max(fitted.booster.best_iteration, 1)
+    return FlowTrees(lightgbm.train(tree_parameters(config, seed, num_threads), data.dataset(chosen), num_trees), chosen)
+
+
+def fit_law(data: TreeData, chosen: np.ndarray, config: TreesConfig, seed: int, num_threads: int) -> FlowTrees:
+    """Fits trees whose prediction may only fall with the first of the chosen columns, the distance, and only rise with the others, the potentials.
+
+    Args:
+        data: Pairs.
+        chosen: Numbers of columns.
+        config: Settings; the number of trees and of leaves is the law's own, unless they are to be fewer.
+        seed: Of the random shares.
+        num_threads: Threads of LightGBM.
+    """
+    few = dataclasses.replace(config, num_leaves=min(LAW_LEAVES, config.num_leaves), feature_share=1.0)
+    monotone = {"monotone_constraints": [-1] + [1] * (len(chosen) - 1), "monotone_constraints_method": "advanced"}
+    booster = lightgbm.train(tree_parameters(few, seed, num_threads) | monotone, data.dataset(chosen), min(LAW_TREES, config.num_trees))
+    return FlowTrees(booster, chosen)
 
 
 def tree_parameters(config: TreesConfig, seed: int, num_threads: int) -> dict[str, Any]:

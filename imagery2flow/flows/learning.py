@@ -1,7 +1,7 @@
-"""Fits a flow model to the training pairs of a region: network, potentials, trees.
+"""Fits a flow model to the training pairs of a region: network and trees.
 
-The one place that knows the order: scaling from all units, the network on training pairs with the epoch chosen on validation pairs, potentials and trees
-on training pairs with the number of trees chosen on validation pairs, then potentials and trees again on both.
+The one place that knows the order: scaling from all units, the network on training pairs with the epoch chosen on validation pairs, then the trees for the
+source region and those for others.
 """
 
 from __future__ import annotations
@@ -13,22 +13,18 @@ import numpy as np
 import torch
 
 from imagery2flow.flows.baselines import best_constant
-from imagery2flow.flows.decoder import FlowTrees, TreeData, fit_trees
 from imagery2flow.flows.fitting import NetworkFitting
 from imagery2flow.flows.model import FlowModel
-from imagery2flow.flows.potentials import Potentials, fit_potentials
 from imagery2flow.flows.record import Embedder, FlowRecord, flow_range_of
 from imagery2flow.flows.region import Region
-from imagery2flow.flows.sampling import PairSample, every_pair, sample_zeros
+from imagery2flow.flows.sampling import PairSample, draw_sample, every_pair
 from imagery2flow.flows.scaling import Scaling, fit_scaling
 from imagery2flow.flows.splits import Split
 from imagery2flow.flows.table import UNIVERSES, FlowTable
-from imagery2flow.run.device import deterministic_on_cpu, random_numbers
+from imagery2flow.flows.tree_decoder import Lesson, fit_home, fit_transfer
+from imagery2flow.run.device import deterministic_on_cpu
 from imagery2flow.run.flow_config import FlowTrainingConfig
 from imagery2flow.run.stage import Ledger
-
-# Purposes of random numbers; 0 is the split's, 1 to 3 are in fitting.py.
-POTENTIALS, ZEROS = 4, 5
 
 
 @dataclass(frozen=True)
@@ -53,7 +49,7 @@ def learn(config: FlowTrainingConfig, region: Region, split: Split, ledger: Ledg
     Raises:
         InputError: The training diverged.
     """
-    scaling = fit_scaling(region, config.area_feature, config.num_components, config.context_m)
+    scaling = fit_scaling(region, config.area_feature, config.num_components)
     ledger.say(f"{len(region.columns):,} columns of features, of which the network sees {scaling.in_dim:,}")
     pairs = region.observed().universe(config.universe)
     label = split.of(pairs)
@@ -61,10 +57,12 @@ def learn(config: FlowTrainingConfig, region: Region, split: Split, ledger: Ledg
     sample = draw_sample(config, train)
     with deterministic_on_cpu(device):
         model, history = fit_network(config, region, scaling, sample, valid, ledger, device) if network else (None, [])
-        potentials, trees = fit_tree_decoder(config, region, scaling, model, train, valid, device)
+        lesson = Lesson(config, Embedder(model, scaling, device).see(region), train, valid)
+        home, transfer = fit_home(lesson), fit_transfer(lesson) if config.trees.transfer_trees else None
     record = FlowRecord(
-        embedder=Embedder(model, scaling, potentials, config.trees, device),
-        trees=trees,
+        embedder=Embedder(model, scaling, device),
+        home=home,
+        transfer=transfer,
         config=dataclasses.asdict(config),
         region=region.name,
         split_kind=split.kind,
@@ -79,58 +77,12 @@ def learn(config: FlowTrainingConfig, region: Region, split: Split, ledger: Ledg
     return Learned(record, history)
 
 
-def draw_sample(config: FlowTrainingConfig, pairs: FlowTable) -> PairSample:
-    """The pairs to fit to: all, or in the universe ``full`` all flows and some zeros."""
-    if config.universe != "full":
-        return every_pair(pairs)
-    return sample_zeros(pairs, config.zeros_per_flow, random_numbers(config.seed, ZEROS))
-
-
 def fit_network(
     config: FlowTrainingConfig, region: Region, scaling: Scaling, sample: PairSample, valid: FlowTable, ledger: Ledger, device: torch.device
 ) -> tuple[FlowModel, list[dict[str, float]]]:
     """The graph network of the best epoch, and the history of all."""
     fitting = NetworkFitting(config, region, scaling, sample, every_pair(valid), device)
     return fitting.run(ledger), fitting.history
-
-
-def fit_tree_decoder(
-    config: FlowTrainingConfig,
-    region: Region,
-    scaling: Scaling,
-    model: FlowModel | None,
-    train: FlowTable,
-    valid: FlowTable,
-    device: torch.device,
-) -> tuple[Potentials | None, FlowTrees]:
-    """Potentials and trees: fitted to the training pairs to choose the number of trees, then to training and validation pairs."""
-    features = scaling.features(region)
-    together = concatenate(train, valid)
-    data, potentials = [], []
-    for pairs in (train, together) if config.trees.early_stopping else (train,):
-        random = random_numbers(config.seed, POTENTIALS)
-        potential = fit_potentials(features, pairs, random) if config.trees.potentials else None
-        inputs = (
-            Embedder(model, scaling, potential, config.trees, device).embed(region, None if potential is None else potential.crossed).inputs
-        )
-        potentials.append(potential)
-        sample = draw_sample(config, pairs)
-        data.append(
-            TreeData(inputs.columns(sample.pairs, scaling.relative_distance(region, sample.pairs)), sample.pairs.count, sample.weight)
-        )
-        if pairs is train:
-            check = TreeData(inputs.columns(valid, scaling.relative_distance(region, valid)), valid.count)
-    trees = fit_trees(data[0], check, data[1] if len(data) > 1 else None, config.trees, config.seed, torch.get_num_threads())
-    return potentials[-1], trees
-
-
-def concatenate(first: FlowTable, second: FlowTable) -> FlowTable:
-    """Pairs of two tables of one region, sorted."""
-    origin, destination, count = (
-        np.concatenate([getattr(first, name), getattr(second, name)]) for name in ("origin", "destination", "count")
-    )
-    order = np.lexsort((destination, origin))
-    return FlowTable(first.geocodes, origin[order], destination[order], count[order], first.block)
 
 
 def split_by_id(split: Split, region: Region) -> dict[str, str]:

@@ -111,15 +111,49 @@ class FlowModel(nn.Module):
             destination: Positions [num_pairs].
             distance: Distance relative to the source region's largest [num_pairs].
         """
-        leaving, arriving = (hidden, hidden) if self.destination_layers is None else hidden.chunk(2, dim=1)
+        leaving, arriving = self.sides(hidden)
         sent = leaving @ self.interaction  # [num_units, embedding_size]
         log_flow = (sent[origin] * arriving[destination]).sum(dim=1) + self.offset
-        if self.unit_terms is not None:
-            margins = [term(side) for term, side in zip(self.unit_terms, (leaving, arriving), strict=True)]  # [num_units, 1] each
-            log_flow = log_flow + margins[0][origin, 0] + margins[1][destination, 0]
-        if self.distance_term is not None:
-            log_flow = log_flow + self.distance_term(distance_features(distance)).squeeze(1)
-        return log_flow
+        margins = self.margins(hidden)
+        if margins is not None:
+            log_flow = log_flow + margins[0][origin] + margins[1][destination]
+        return log_flow if self.distance_term is None else log_flow + self.deterrence(distance)
+
+    def decode_rows(self, hidden: Tensor, origin: Tensor, distance: Tensor) -> Tensor:
+        """log2 of the flows of some origins to every unit, as one matrix product: what ``decode`` gives for the same pairs, without a copy of the embeddings per pair.
+
+        Args:
+            hidden: What ``embed`` gives.
+            origin: Positions [num_origins].
+            distance: Relative distances [num_origins, num_units].
+
+        Returns:
+            [num_origins, num_units].
+        """
+        leaving, arriving = self.sides(hidden)
+        log_flow = leaving[origin] @ self.interaction @ arriving.T + self.offset
+        margins = self.margins(hidden)
+        if margins is not None:
+            log_flow = log_flow + margins[0][origin, None] + margins[1]
+        return log_flow if self.distance_term is None else log_flow + self.deterrence(distance.flatten()).view_as(log_flow)
+
+    def sides(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Embeddings as origin and as destination: [num_units, embedding_size] each."""
+        if self.destination_layers is None:
+            return hidden, hidden
+        leaving, arriving = hidden.chunk(2, dim=1)
+        return leaving, arriving
+
+    def margins(self, hidden: Tensor) -> list[Tensor] | None:
+        """What each unit adds as origin, and as destination: [num_units] each."""
+        if self.unit_terms is None:
+            return None
+        return [term(side)[:, 0] for term, side in zip(self.unit_terms, self.sides(hidden), strict=True)]
+
+    def deterrence(self, distance: Tensor) -> Tensor:
+        """What relative distances [num_pairs] add: [num_pairs]."""
+        assert self.distance_term is not None
+        return self.distance_term(distance_features(distance)).squeeze(1)
 
 
 def distance_features(distance: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """How many leave and how many arrive at a unit, predicted from its features alone: the margins that a gravity law needs and no image shows.
 
-Of each unit of the training pairs log(1 + outflow) and log(1 + inflow) are known. A Gaussian process (Rasmussen and Williams 2006, ch. 2, radial kernel
-and noise) predicts them from the unit's features. Trees that read a prediction fitted to the very unit would trust it too much, so that for units of the
+Of each unit of the training pairs log(1 + outflow) and log(1 + inflow) are known. Ridge regression, and a Gaussian process of what it leaves over
+(Rasmussen and Williams 2006, sec. 2.7, radial kernel and noise), predict them from the unit's features: the line goes on where another city lies outside
+the source city's range, the process falls back to it there (docs/experiments.md). Trees that read a prediction fitted to the very unit would trust it too much, so that for units of the
 training pairs it comes from the other four fifths of them (cross-fitting); for any other unit, of this city or another, from all.
 """
 
@@ -16,6 +17,7 @@ from scipy.spatial.distance import cdist
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
+from sklearn.linear_model import RidgeCV
 
 from imagery2flow.flows.table import FlowTable
 
@@ -23,31 +25,49 @@ SIDES = ("outflow", "inflow")
 FOLDS = 5
 MOST_UNITS = 1000  # that a process is fitted to: its cost grows with their cube
 MOST_TUNING_UNITS = 400  # that its kernel is chosen on
+FEWEST_UNITS_OF_A_LINE = 5
+PENALTIES = np.logspace(-1, 5, 13)
+SMALLEST_STD = 1e-9  # below, a feature is constant
 
 
 @dataclass(frozen=True)
 class Process:
-    """The mean of a fitted Gaussian process: m + s k(x, X) w, with k(x, z) = v exp(-|x - z|^2 / 2 l^2).
+    """A line and the mean of a Gaussian process around it: m + b . x + s k(c(x), X) w, with k(x, z) = v exp(-|x - z|^2 / 2 l^2).
+
+    x are the features, standardised; c holds them in the range of the units that were fitted to. The whole is held in the range of their values.
 
     Attributes:
-        inputs: X [num_fitted, dim].
+        centre: Mean of the features [dim].
+        spread: Their deviation [dim].
+        inputs: X, standardised [num_fitted, dim].
         weight: w [num_fitted].
+        slope: b [dim].
         variance: v.
         length: l.
         mean: m.
         scale: s.
+        low: Smallest value.
+        high: Largest value.
     """
 
+    centre: np.ndarray
+    spread: np.ndarray
     inputs: np.ndarray
     weight: np.ndarray
+    slope: np.ndarray
     variance: float
     length: float
     mean: float
     scale: float
+    low: float
+    high: float
 
     def predict(self, features: np.ndarray) -> np.ndarray:
         """Values of units: [num_units, dim] -> [num_units]."""
-        return self.mean + self.scale * (kernel(features, self.inputs, self.variance, self.length) @ self.weight)
+        scaled = (features - self.centre) / self.spread
+        held = np.clip(scaled, self.inputs.min(axis=0), self.inputs.max(axis=0))
+        around = self.scale * (kernel(held, self.inputs, self.variance, self.length) @ self.weight)
+        return np.clip(self.mean + scaled @ self.slope + around, self.low, self.high)
 
 
 def kernel(left: np.ndarray, right: np.ndarray, variance: float, length: float) -> np.ndarray:
@@ -65,11 +85,32 @@ def choose_kernel(features: np.ndarray, values: np.ndarray) -> tuple[float, floa
 
 
 def fit_process(features: np.ndarray, values: np.ndarray, shape: tuple[float, float, float]) -> Process:
-    """Fits the process with a chosen variance, length and noise: [num_units, dim], [num_units]."""
+    """Fits the line, then the process of a chosen variance, length and noise to what the line leaves over: [num_units, dim], [num_units]."""
     variance, length, noise = shape
-    mean, scale = values.mean(), max(values.std(), 1e-9)
-    matrix = kernel(features, features, variance, length) + noise * np.eye(len(features))
-    return Process(features, cho_solve(cho_factor(matrix), (values - mean) / scale), variance, length, float(mean), float(scale))
+    centre, spread = moments(features)
+    inputs = (features - centre) / spread
+    mean, slope = fit_line(inputs, values)
+    rest = values - mean - inputs @ slope
+    scale = max(rest.std(), SMALLEST_STD)
+    weight = cho_solve(cho_factor(kernel(inputs, inputs, variance, length) + noise * np.eye(len(inputs))), standardised(rest))
+    edges = float(values.min()), float(values.max())
+    return Process(centre, spread, inputs, weight, slope, variance, length, float(mean + rest.mean()), float(scale), *edges)
+
+
+def choose_shape(features: np.ndarray, values: np.ndarray) -> tuple[float, float, float]:
+    """Variance, length and noise of the process that suits what the line leaves over: [num_units, dim], [num_units]."""
+    centre, spread = moments(features)
+    inputs = (features - centre) / spread
+    mean, slope = fit_line(inputs, values)
+    return choose_kernel(inputs, standardised(values - mean - inputs @ slope))
+
+
+def fit_line(inputs: np.ndarray, values: np.ndarray) -> tuple[float, np.ndarray]:
+    """Ridge regression, its penalty chosen by leaving out each unit in turn: standardised [num_units, dim], [num_units] -> mean, slope [dim]."""
+    if len(values) < FEWEST_UNITS_OF_A_LINE:
+        return float(values.mean()), np.zeros(inputs.shape[1])
+    line = RidgeCV(PENALTIES).fit(inputs, values)
+    return float(line.intercept_), line.coef_
 
 
 @dataclass(frozen=True)
@@ -108,7 +149,7 @@ def fit_potentials(features: np.ndarray, train: FlowTable, random: np.random.Gen
         total = np.log1p(np.bincount(unit, train.count, minlength=num_units))
         units = random.permutation(np.unique(unit))
         tuning = units[:MOST_TUNING_UNITS]
-        shape = choose_kernel(features[tuning], standardised(total[tuning]))
+        shape = choose_shape(features[tuning], total[tuning])
         for fold in np.array_split(units, min(FOLDS, len(units))):
             others = np.setdiff1d(units, fold, assume_unique=True)
             if len(others):
@@ -120,4 +161,10 @@ def fit_potentials(features: np.ndarray, train: FlowTable, random: np.random.Gen
 
 def standardised(values: np.ndarray) -> np.ndarray:
     """Values of zero mean and, unless they are constant, unit deviation: [num_units]."""
-    return (values - values.mean()) / max(values.std(), 1e-9)
+    return (values - values.mean()) / max(values.std(), SMALLEST_STD)
+
+
+def moments(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and deviation of features [num_units, dim]: [dim] each; the deviation of a constant one is 1."""
+    spread = features.std(axis=0)
+    return features.mean(axis=0), np.where(spread > SMALLEST_STD, spread, 1.0)

@@ -7,6 +7,7 @@ scored; count empty where unknown, scored where the flow is known and the model 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +43,7 @@ def test_flows(config: FlowTestConfig, ledger: Ledger) -> Path:
     check_encoder(config, record, region)
     folder = Path(config.model_dir) / f"{region.name}_{config.year}"
     with deterministic_on_cpu(record.device):
-        predictor = RegionPredictor(record, record.embed(region))
+        predictor = RegionPredictor(record, record.embed(region), config.decoders)
         if config.origin_totals_path is not None:
             totals = read_unit_column(
                 config.origin_totals_path,
@@ -134,9 +135,10 @@ def write_predictions(config: FlowTestConfig, predictor: RegionPredictor, region
         ledger.note(
             "the model was trained on flows above 10 and says how many commute given that more than 10 do: for a whole matrix train with --universe full or positive"
         )
-    paths = {name: folder / f"predictions_{name}.{config.table_format}" for name in ("bilinear", "lightgbm")}
+    paths: dict[str, Path] = {name: folder / f"predictions_{name}.{config.table_format}" for name in config.decoders}
     written = 0
-    with TableWriter(paths["bilinear"]) as bilinear, TableWriter(paths["lightgbm"]) as lightgbm:
+    with ExitStack() as stack:
+        writers = {name: stack.enter_context(TableWriter(path)) for name, path in paths.items()}
         for pairs in all_pairs(region) if whole else [region.observed().universe("positive")]:
             scored = ~np.isnan(pairs.count) & ~predictor.record.has_learned(region.graph, pairs)
             for name, values in predictor.predict(pairs).items():
@@ -145,12 +147,12 @@ def write_predictions(config: FlowTestConfig, predictor: RegionPredictor, region
                     kept &= largest_destinations(pairs.origin, values, config.top_k)
                 chosen = pairs.select(np.flatnonzero(kept)) if not kept.all() else pairs
                 table = chosen.to_frame(categorical=True).assign(prediction=values[kept], scored=scored[kept])
-                (bilinear if name == "bilinear" else lightgbm).write(table)
+                writers[name].write(table)
                 written += len(chosen)
     ledger.went_out["predictions written"] = written
-    for path in paths.values():
-        for suffix in {".csv", ".parquet"} - {path.suffix}:
-            path.with_suffix(suffix).unlink(missing_ok=True)  # of an earlier run: a reader could take it for this one's
+    for path in folder.glob("predictions_*"):
+        if path not in paths.values():
+            path.unlink()  # of an earlier run: a reader could take it for this one's
 
 
 def score(config: FlowTestConfig, predictor: RegionPredictor, region: Region, folder: Path, ledger: Ledger) -> None:

@@ -1,11 +1,12 @@
 """A trained flow model with everything that a prediction needs: weights, scaling, decoders, and which units it learned from.
 
-A folder ``<output_dir>/<log>/``: ``od_model.pt`` (plain tensors and values), ``lightgbm.txt`` (LightGBM's own text), ``split.csv``.
+A folder ``<output_dir>/<log>/``: ``od_model.pt`` (plain tensors and values), ``lightgbm*.txt`` (LightGBM's own text), ``split.csv``.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +14,19 @@ import numpy as np
 import pandas as pd
 import torch
 
-from imagery2flow.flows.decoder import FlowTrees, PairInputs, load_trees, save_trees
+from imagery2flow.flows.decoder import PairInputs
 from imagery2flow.flows.graph import RegionGraph, great_circle_m
 from imagery2flow.flows.model import FlowModel
-from imagery2flow.flows.potentials import Potentials, Process
 from imagery2flow.flows.region import EncoderFile, Region
 from imagery2flow.flows.scaling import Scaling
 from imagery2flow.flows.table import UNIVERSES, FlowTable
+from imagery2flow.flows.tree_decoder import HOME, TRANSFER, Seen, TreeDecoder, load_decoder, save_decoder
 from imagery2flow.run.errors import InputError, MissingInputError
-from imagery2flow.run.files import existing_file, load_tensors, save_tensors, sha256
-from imagery2flow.run.flow_config import TreesConfig
+from imagery2flow.run.files import as_tensors, from_tensors, load_tensors, save_tensors
+from imagery2flow.run.flow_config import DECODERS
 
-FORMAT = "imagery2flow-od-4"
-MODEL_FILE, TREES_FILE = "od_model.pt", "lightgbm.txt"
+FORMAT = "imagery2flow-od-5"
+MODEL_FILE = "od_model.pt"
 PAIRS_PER_BLOCK = 500_000
 SAME_PLACE_M = 1000.0
 PLAIN_FIELDS = ("config", "region", "split_kind", "split", "centroid", "constant", "flow_range")
@@ -37,50 +38,33 @@ class EmbeddedRegion:
     """A region as the decoders see it.
 
     Attributes:
-        region: The region.
-        hidden: Embeddings by the graph network [num_units, embedding_size], or None without one.
-        inputs: What the trees know of the units.
+        seen: The region and its embeddings by the graph network.
+        trees: The LightGBM decoder for it.
+        inputs: What that one reads of the units.
     """
 
-    region: Region
-    hidden: torch.Tensor | None
+    seen: Seen
+    trees: TreeDecoder
     inputs: PairInputs
 
 
 @dataclass(frozen=True)
 class Embedder:
-    """The part of a flow model that knows no pairs: scaling, graph network, potentials."""
+    """The part of a flow model that knows no pairs: scaling and graph network."""
 
     model: FlowModel | None
     scaling: Scaling
-    potentials: Potentials | None
-    trees: TreesConfig
     device: torch.device
 
     @torch.inference_mode()
-    def embed(self, region: Region, own: np.ndarray | None = None) -> EmbeddedRegion:
-        """Runs everything over a region.
-
-        Args:
-            region: The region.
-            own: Cross-fitted potentials of units that the model was fitted to, NaN elsewhere [num_units, 2].
+    def see(self, region: Region) -> Seen:
+        """Runs the graph network over a region.
 
         Raises:
             TableError: The region's features are not the model's.
         """
-        graph = self.scaling.graph_tensors(region, self.device)
-        features = graph.features.cpu().numpy()
-        hidden = None if self.model is None else self.model.eval().embed(graph)
-        parts = [np.zeros((len(features), 0), dtype=np.float32)]
-        if self.trees.embeddings and hidden is not None:
-            parts.append(hidden.cpu().numpy())
-        if self.trees.unit_features:
-            parts += [features, self.scaling.surroundings(region).astype(np.float32)]
-        potential = None
-        if self.potentials is not None:
-            potential = self.potentials.of(features.astype(np.float64))
-            potential = potential if own is None else np.where(np.isnan(own), potential, own)
-        return EmbeddedRegion(region, hidden, PairInputs(np.concatenate(parts, axis=1), potential))
+        hidden = None if self.model is None else self.model.eval().embed(self.scaling.graph_tensors(region, self.device))
+        return Seen(region, self.scaling, hidden)
 
 
 @dataclass(frozen=True)
@@ -88,8 +72,9 @@ class FlowRecord:
     """A trained flow model.
 
     Attributes:
-        embedder: Scaling, graph network (absent in some controls) and potentials, all from the source region.
-        trees: LightGBM decoder.
+        embedder: Scaling and graph network (absent in some controls), both from the source region.
+        home: LightGBM decoder for the source region.
+        transfer: The one for other regions; None where that is the same.
         config: Settings of the training run, as plain values.
         region: Name of the source region.
         split_kind: What was held out: origin, unit, block, pair.
@@ -101,7 +86,8 @@ class FlowRecord:
     """
 
     embedder: Embedder
-    trees: FlowTrees
+    home: TreeDecoder
+    transfer: TreeDecoder | None
     config: dict[str, Any]
     region: str
     split_kind: str
@@ -136,34 +122,50 @@ class FlowRecord:
         return seen[pairs.origin] if self.split_kind == "origin" else seen[pairs.origin] | seen[pairs.destination]
 
     def embed(self, region: Region) -> EmbeddedRegion:
-        """Runs the graph network over a region; units that it was fitted to get their cross-fitted potentials.
+        """Runs the graph network over a region, and chooses the LightGBM decoder: that of the source region if every unit is one of it.
+
+        Units that potentials were fitted to get their cross-fitted ones.
 
         Raises:
             TableError: The region's features are not the model's.
         """
-        potentials = self.embedder.potentials
-        if potentials is None:
-            return self.embedder.embed(region)
-        crossed = pd.DataFrame(potentials.crossed, index=list(self.centroid)).reindex(list(region.graph.geocodes)).to_numpy(copy=True)
-        crossed[~self.known_units(region.graph)] = np.nan
-        return self.embedder.embed(region, crossed)
+        known = self.known_units(region.graph)
+        trees = self.home if known.all() or self.transfer is None else self.transfer
+        crossed = None
+        if trees.potentials is not None:
+            crossed = (
+                pd.DataFrame(trees.potentials.crossed, index=list(self.centroid)).reindex(list(region.graph.geocodes)).to_numpy(copy=True)
+            )
+            crossed[~known] = np.nan
+        seen = self.embedder.see(region)
+        return EmbeddedRegion(seen, trees, trees.unit_inputs.of_pairs(seen, trees.potentials, crossed))
 
-    def predict(self, embedded: EmbeddedRegion, pairs: FlowTable) -> dict[str, np.ndarray]:
-        """Predicted flows of pairs by each decoder: [num_pairs] each, in commuters."""
-        distance = self.scaling.relative_distance(embedded.region, pairs)
-        network = {} if embedded.hidden is None else {"bilinear": self.predict_bilinear(embedded.hidden, pairs, distance)}
-        return network | {"lightgbm": self.trees.predict(embedded.inputs, pairs, distance)}
+    def predict(self, embedded: EmbeddedRegion, pairs: FlowTable, decoders: Sequence[str] = DECODERS) -> dict[str, np.ndarray]:
+        """Predicted flows of pairs by each of the decoders that the model has: [num_pairs] each, in commuters."""
+        distance = embedded.seen.relative_distance(pairs)
+        found = {}
+        if "bilinear" in decoders and embedded.seen.hidden is not None:
+            found["bilinear"] = self.predict_bilinear(embedded.seen.hidden, pairs, distance)
+        if "lightgbm" in decoders:
+            found["lightgbm"] = embedded.trees.predict(embedded.inputs, pairs, distance)
+        return found
 
     @torch.inference_mode()
     def predict_bilinear(self, hidden: torch.Tensor, pairs: FlowTable, distance: np.ndarray) -> np.ndarray:
         """Predicted flows of pairs by the network [num_pairs]."""
         assert self.embedder.model is not None
+        origins = pairs.whole_origins()
+        rows = 1 if origins is None else len(pairs.geocodes)  # pairs that stand together
         parts = []
-        for start in range(0, len(pairs), PAIRS_PER_BLOCK):
-            block = slice(start, start + PAIRS_PER_BLOCK)
-            origin, destination = (torch.from_numpy(side[block]).to(self.device) for side in (pairs.origin, pairs.destination))
+        for start in range(0, len(pairs), max(PAIRS_PER_BLOCK // rows, 1) * rows):
+            block = slice(start, start + max(PAIRS_PER_BLOCK // rows, 1) * rows)
             relative = torch.tensor(distance[block], dtype=torch.float32, device=self.device)
-            log_flow = self.embedder.model.decode(hidden, origin, destination, relative)
+            if origins is None:
+                origin, destination = (torch.from_numpy(side[block]).to(self.device) for side in (pairs.origin, pairs.destination))
+                log_flow = self.embedder.model.decode(hidden, origin, destination, relative)
+            else:
+                origin = torch.from_numpy(pairs.origin[block][::rows].copy()).to(self.device)
+                log_flow = self.embedder.model.decode_rows(hidden, origin, relative.view(-1, rows)).flatten()
             parts.append(to_flow(log_flow).clip(*self.flow_range))
         return np.concatenate(parts) if parts else np.zeros(0)
 
@@ -184,37 +186,21 @@ def flow_range_of(train: FlowTable, universe: str) -> tuple[float, float]:
 
 def save_record(folder: Path, record: FlowRecord) -> None:
     """Writes the model's folder."""
-    embedder, potentials = record.embedder, record.embedder.potentials
-    scaling = as_tensors(embedder.scaling)
-    scaling["columns"], scaling["context_m"] = list(embedder.scaling.columns), list(embedder.scaling.context_m)
-    stored_potentials = None
-    if potentials is not None:
-        stored_potentials = {
-            "crossed": torch.from_numpy(potentials.crossed),
-            "processes": [as_tensors(process) for process in potentials.processes],
-        }
+    embedder = record.embedder
+    folder.mkdir(parents=True, exist_ok=True)
+    decoders = [save_decoder(folder, name, decoder) for name, decoder in ((HOME, record.home), (TRANSFER, record.transfer))]
     content = {name: getattr(record, name) for name in PLAIN_FIELDS} | {
         "format": FORMAT,
         "encoder": None if record.encoder is None else tuple(record.encoder),  # a plain tuple: nothing else loads as data
-        "scaling": scaling,
-        "potentials": stored_potentials,
-        "tree_columns": torch.from_numpy(record.trees.columns),
+        "scaling": as_tensors(embedder.scaling) | {"columns": list(embedder.scaling.columns)},
         "model": None if embedder.model is None else embedder.model.state_dict(),
+        "decoders": decoders,
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    save_trees(folder / TREES_FILE, record.trees.booster)
-    save_tensors(folder / MODEL_FILE, content | {"trees_sha256": sha256(folder / TREES_FILE)})
-
-
-def as_tensors(item: Any) -> dict[str, Any]:
-    """The fields of a dataclass of arrays and plain values."""
-    values = {part.name: getattr(item, part.name) for part in fields(item)}
-    return {name: torch.from_numpy(value) if isinstance(value, np.ndarray) else value for name, value in values.items()}
-
-
-def from_tensors(values: dict[str, Any]) -> dict[str, Any]:
-    """The reverse of ``as_tensors``."""
-    return {name: value.numpy() if isinstance(value, torch.Tensor) else value for name, value in values.items()}
+    save_tensors(folder / MODEL_FILE, content)
+    written = {file["name"] for decoder in decoders if decoder is not None for file in decoder["files"]}
+    for path in folder.glob(f"{HOME}*.txt"):
+        if path.name not in written:
+            path.unlink()  # of an earlier model
 
 
 def load_record(folder: Path, device: torch.device) -> FlowRecord:
@@ -234,34 +220,16 @@ def load_record(folder: Path, device: torch.device) -> FlowRecord:
             f"OD model {folder / MODEL_FILE} is not one that this version's train_ODPrediction.py wrote (its format is {content.get('format')}, not {FORMAT}); train it again, or name another with --log and --output_dir"
         )
     stored = from_tensors(content["scaling"])
-    scaling = Scaling(**{**stored, "columns": tuple(stored["columns"]), "context_m": tuple(stored["context_m"])})
+    scaling = Scaling(**{**stored, "columns": tuple(stored["columns"])})
     model = None
     if content["model"] is not None:
         model = build_model(content["config"], scaling).to(device)
         model.load_state_dict(content["model"])
-    potentials = None
-    if content["potentials"] is not None:
-        outflow, inflow = (Process(**from_tensors(process)) for process in content["potentials"]["processes"])
-        potentials = Potentials((outflow, inflow), content["potentials"]["crossed"].numpy())
-    embedder = Embedder(model, scaling, potentials, TreesConfig(**content["config"]["trees"]), device)
-    check_trees_file(folder / TREES_FILE, content["trees_sha256"])
-    trees = FlowTrees(load_trees(folder / TREES_FILE), content["tree_columns"].numpy())
+    home, transfer = (load_decoder(folder, decoder) for decoder in content["decoders"])
+    assert home is not None
     encoder = None if content["encoder"] is None else EncoderFile(*content["encoder"])
-    return FlowRecord(embedder=embedder, trees=trees, encoder=encoder, **{name: content[name] for name in PLAIN_FIELDS})
-
-
-def check_trees_file(path: Path, expected: str) -> None:
-    """Refuses trees that are not those of the model: LightGBM crashes on a damaged file.
-
-    Raises:
-        MissingInputError: There is no such file.
-        InputError: Its content is another.
-    """
-    existing_file(path, "LightGBM decoder")
-    if sha256(path) != expected:
-        raise InputError(
-            f"LightGBM decoder {path} is damaged or of another model (its sha256 is not {expected[:12]}...); train the model again"
-        )
+    plain = {name: content[name] for name in PLAIN_FIELDS}
+    return FlowRecord(embedder=Embedder(model, scaling, device), home=home, transfer=transfer, encoder=encoder, **plain)
 
 
 def build_model(config: dict[str, Any], scaling: Scaling) -> FlowModel:

@@ -11,6 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from imagery2flow.flows.table import FlowTable
+from imagery2flow.run.device import random_numbers
+from imagery2flow.run.flow_config import FlowTrainingConfig
+
+ZEROS = 5  # purpose of random numbers
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,13 @@ class PairSample:
 
     def __len__(self) -> int:
         return len(self.pairs)
+
+
+def draw_sample(config: FlowTrainingConfig, pairs: FlowTable) -> PairSample:
+    """The pairs to fit to: all, or in the universe ``full`` all flows and some zeros."""
+    if config.universe != "full":
+        return every_pair(pairs)
+    return sample_zeros(pairs, config.zeros_per_flow, random_numbers(config.seed, ZEROS))
 
 
 def every_pair(pairs: FlowTable) -> PairSample:

@@ -41,7 +41,6 @@ class Scaling:
         distance_m: Largest distance between units of the source region: relative distances of pairs are 0..1 there.
         edge_m: Longest edge of the source region's graph.
         area_feature: Whether the logarithm of the unit's area is a column.
-        context_m: Radii of the surroundings.
         low: Smallest feature of the source region's units [in_dim].
         high: Largest [in_dim].
     """
@@ -53,7 +52,6 @@ class Scaling:
     distance_m: float
     edge_m: float
     area_feature: bool
-    context_m: tuple[float, ...]
     low: np.ndarray
     high: np.ndarray
 
@@ -68,22 +66,39 @@ class Scaling:
         Raises:
             TableError: The region's columns are not the model's.
         """
+        scaled = self.standardised(region)
+        return np.clip(scaled if self.projection is None else scaled @ self.projection, self.low, self.high)
+
+    def quantities(self, region: Region) -> np.ndarray:
+        """Columns that mean the same anywhere: those with a name and the area, also beyond the range of the source region's units [num_units, dim].
+
+        Where no column has a name: the features.
+
+        Raises:
+            TableError: The region's columns are not the model's.
+        """
+        if all(column.isdigit() for column in self.columns):
+            return self.features(region)
+        numbered = [number for number, column in enumerate(self.columns) if column.isdigit()]
+        return np.delete(self.standardised(region), numbered, axis=1)
+
+    def surroundings(self, region: Region, radii_m: Sequence[float]) -> np.ndarray:
+        """Averages over the surroundings, of the named columns or, where there are none, of all features: [num_units, around]."""
+        named = [number for number, column in enumerate(self.columns) if not column.isdigit()]
+        return surroundings(self.standardised(region)[:, named] if named else self.features(region), region, radii_m)
+
+    def standardised(self, region: Region) -> np.ndarray:
+        """Columns of zero mean and unit deviation in the source region: [num_units, num_columns].
+
+        Raises:
+            TableError: The region's columns are not the model's.
+        """
         if set(region.columns) != set(self.columns):
             extra, absent = sorted(set(region.columns) - set(self.columns)), sorted(set(self.columns) - set(region.columns))
             raise TableError(
                 f"the features of {region.name} have {len(region.columns)} columns but the model was trained on {len(self.columns)} "
                 f"(missing: {shown(absent) or 'none'}; unknown: {shown(extra) or 'none'}); embed this region with the encoder that the model was trained with"
             )
-        scaled = self.standardised(region)
-        return np.clip(scaled if self.projection is None else scaled @ self.projection, self.low, self.high)
-
-    def surroundings(self, region: Region) -> np.ndarray:
-        """Averages over the surroundings, of the named columns or, where there are none, of all features: [num_units, around]."""
-        named = [number for number, column in enumerate(self.columns) if not column.isdigit()]
-        return surroundings(self.standardised(region)[:, named] if named else self.features(region), region, self.context_m)
-
-    def standardised(self, region: Region) -> np.ndarray:
-        """Columns of zero mean and unit deviation in the source region: [num_units, num_columns]."""
         order = [region.columns.index(column) for column in self.columns]
         return (raw_features(region.embeddings[:, order], region.graph, self.area_feature) - self.mean) / self.std
 
@@ -113,14 +128,13 @@ def raw_features(embeddings: np.ndarray, graph: RegionGraph, area_feature: bool)
     return np.concatenate([embeddings.astype(np.float64), log_area[:, None]], axis=1)
 
 
-def fit_scaling(region: Region, area_feature: bool, num_components: int, context_m: Sequence[float] = ()) -> Scaling:
+def fit_scaling(region: Region, area_feature: bool, num_components: int) -> Scaling:
     """Learns the scaling from the source region: all of its units, no flows.
 
     Args:
         region: The source region.
         area_feature: Add the logarithm of each unit's area.
         num_components: Principal components to which the numbered columns are reduced if there are more; 0 keeps the columns.
-        context_m: Radii of the surroundings.
     """
     raw = raw_features(region.embeddings, region.graph, area_feature)
     mean, std = moments(raw)
@@ -136,7 +150,6 @@ def fit_scaling(region: Region, area_feature: bool, num_components: int, context
         distance_m=max(largest_distance_m(region), 1.0),
         edge_m=max(float(region.graph.edge_distance_m().max(initial=0.0)), 1.0),
         area_feature=area_feature,
-        context_m=tuple(context_m),
         low=seen.min(axis=0),
         high=seen.max(axis=0),
     )

@@ -90,6 +90,15 @@ class FlowTable:
         count[found] = self.count[inside]
         return FlowTable(self.geocodes, origin[order], destination[order], count, self.block)
 
+    def whole_origins(self) -> np.ndarray | None:
+        """The origins, if the pairs are every destination of each of them, in order: [num_origins]; else None."""
+        num_units = len(self.geocodes)
+        if len(self) == 0 or len(self) % num_units:
+            return None
+        origin, destination = self.origin.reshape(-1, num_units), self.destination.reshape(-1, num_units)
+        whole = (origin == origin[:, :1]).all() and (destination == np.arange(num_units)).all()
+        return origin[:, 0] if whole else None
+
     def of_origins(self, chosen: np.ndarray) -> FlowTable:
         """The pairs whose origin is among ``chosen``, a mask over units [num_units]."""
         return self.select(chosen[self.origin])
@@ -101,6 +110,15 @@ class FlowTable:
             pd.Categorical.from_codes(side, ids, validate=False) if categorical else ids[side] for side in (self.origin, self.destination)
         ]
         return pd.DataFrame({"h_geocode": sides[0], "w_geocode": sides[1], "count": self.count})
+
+
+def concatenate(first: FlowTable, second: FlowTable) -> FlowTable:
+    """Pairs of two tables of one region, sorted."""
+    origin, destination, count = (
+        np.concatenate([getattr(first, name), getattr(second, name)]) for name in ("origin", "destination", "count")
+    )
+    order = np.lexsort((destination, origin))
+    return FlowTable(first.geocodes, origin[order], destination[order], count[order], first.block)
 
 
 def read_flows(path: str | Path, geocodes: Sequence[str], drop_unknown_units: bool, ledger: Ledger, complete: bool = False) -> FlowTable:

@@ -11,6 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,6 +69,22 @@ def save_tensors(path: Path, content: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         temporary.write_bytes(buffer.getbuffer())
+
+
+def as_tensors(item: Any) -> dict[str, Any]:
+    """The fields of a dataclass of arrays and plain values, for ``save_tensors``."""
+    import numpy as np
+    import torch
+
+    values = {part.name: getattr(item, part.name) for part in fields(item)}
+    return {name: torch.from_numpy(value) if isinstance(value, np.ndarray) else value for name, value in values.items()}
+
+
+def from_tensors(values: dict[str, Any]) -> dict[str, Any]:
+    """The reverse of ``as_tensors``."""
+    import torch
+
+    return {name: value.numpy() if isinstance(value, torch.Tensor) else value for name, value in values.items()}
 
 
 def load_tensors(path: Path, what: str) -> dict[str, Any]:

@@ -11,6 +11,8 @@ from imagery2flow.run.errors import InputError
 
 UniverseName = Literal["gt10", "positive", "full"]
 MOST_LEAVES = 131072  # LightGBM's own limit
+DecoderName = Literal["bilinear", "lightgbm"]
+DECODERS: tuple[DecoderName, ...] = ("bilinear", "lightgbm")
 SplitName = Literal["origin", "unit", "block", "pair"]
 
 
@@ -31,9 +33,11 @@ class TreesConfig:
         embeddings: Give the trees the network's embeddings of both ends, as published.
         unit_features: Give the trees the features of both ends that the network sees, and those of their surroundings. Published: not.
         potentials: Give the trees the outflow and inflow that imagery alone predicts for both ends. Published: not.
+        law: Average them with trees that see potentials and distance only and may only rise with the ones and fall with the other. Published: not.
+        transfer_trees: For other cities fit so many trees of their own, which see transfer_context_m around a unit; 0 uses the source city's there too, as published.
     """
 
-    num_trees: int = 600
+    num_trees: int = 3000
     max_depth: int = -1
     num_leaves: int = 31
     learning_rate: float = 0.05
@@ -41,16 +45,18 @@ class TreesConfig:
     feature_share: float = 0.5
     pair_share: float = 0.7
     objective: Literal["poisson", "l2"] = "poisson"
-    early_stopping: int = 50
+    early_stopping: int = 100
     embeddings: bool = False
     unit_features: bool = True
     potentials: bool = True
+    law: bool = True
+    transfer_trees: int = 300
 
     def __post_init__(self) -> None:
         require(self.num_trees > 0, "trees.num_trees", self.num_trees, "above 0")
         require(1 < self.num_leaves <= MOST_LEAVES, "trees.num_leaves", self.num_leaves, f"2 to {MOST_LEAVES}")
         require(self.learning_rate > 0, "trees.learning_rate", self.learning_rate, "above 0")
-        for name in ("min_leaf_pairs", "early_stopping"):
+        for name in ("min_leaf_pairs", "early_stopping", "transfer_trees"):
             require(getattr(self, name) >= 0, f"trees.{name}", getattr(self, name), "0 or more")
         for name in ("feature_share", "pair_share"):
             require(0 < getattr(self, name) <= 1, f"trees.{name}", getattr(self, name), "above 0 and at most 1")
@@ -156,6 +162,7 @@ class FlowTrainingConfig(RegionConfig):
         area_feature: Add the logarithm of each unit's area to its features.
         num_components: Principal components to which the numbered columns (an image embedding) are reduced if there are more; 0 keeps them, as published.
         context_m: Radii in metres over which the named columns, such as the bands' means, are averaged around each unit, for the trees; none is the published model.
+        transfer_context_m: The same for the trees that predict other cities.
         dropout: Share of the features that is hidden at random in training; half that share within the network. Published: 0.
         unit_terms: Give the bilinear decoder a term for the origin and one for the destination; the published one has none.
         pair_distance: Give the bilinear decoder a term for the pair's distance; the published one has none.
@@ -187,7 +194,8 @@ class FlowTrainingConfig(RegionConfig):
     loss: Literal["poisson", "multinomial", "balanced_mse"] = "poisson"
     area_feature: bool = True
     num_components: int = 8
-    context_m: list[float] = field(default_factory=lambda: [1000.0])
+    context_m: list[float] = field(default_factory=lambda: [500.0, 1500.0, 4000.0])
+    transfer_context_m: list[float] = field(default_factory=lambda: [1000.0])
     dropout: float = 0.05
     unit_terms: bool = True
     pair_distance: bool = True
@@ -206,7 +214,8 @@ class FlowTrainingConfig(RegionConfig):
         for name in ("num_hidden_layers", "warmup_epochs", "decay_epochs", "seed", "num_components", "weight_decay", "zeros_per_flow"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         require(0 <= self.dropout < 1, "dropout", self.dropout, "0 or more and below 1")
-        require(all(radius > 0 for radius in self.context_m), "context_m", self.context_m, "above 0")
+        for name in ("context_m", "transfer_context_m"):
+            require(all(radius > 0 for radius in getattr(self, name)), name, getattr(self, name), "above 0")
         check_zeros(self.loss, [self.universe])
 
 
@@ -227,6 +236,7 @@ class FlowTestConfig(RegionConfig):
     """Stage 5: predict the flows of another region with a trained flow model; scores where flows are known.
 
     Args:
+        decoders: What predicts; the bilinear decoder alone is several times faster on a whole matrix.
         all_pairs: Predict every pair of units, not only those with an observed flow; always so without flows.
         top_k: Of the predicted pairs of each origin write only the k largest; 0 writes all.
         min_flow: Write only predictions of at least so many commuters.
@@ -240,6 +250,7 @@ class FlowTestConfig(RegionConfig):
         lr: Accepted because the published command names it; testing trains nothing.
     """
 
+    decoders: list[DecoderName] = field(default_factory=lambda: list(DECODERS))
     all_pairs: bool = False
     top_k: int = 0
     min_flow: float = 0.0
@@ -256,6 +267,7 @@ class FlowTestConfig(RegionConfig):
         super().__post_init__()
         if len(self.region) > 1:
             raise InputError(f"--region {' '.join(self.region)} names {len(self.region)} regions; test one at a time")
+        require(len(self.decoders) > 0, "decoders", "none", f"among {', '.join(DECODERS)}")
         for name in ("top_k", "min_flow"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
 

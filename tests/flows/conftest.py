@@ -79,7 +79,7 @@ def rename_ids(root: Path, name: str, start: str) -> None:
 
 def training_config(**changes: Any) -> FlowTrainingConfig:
     """Stage 4 in about a second, without its controls; paths are relative to the working directory."""
-    trees = TreesConfig(num_trees=15, num_leaves=7, min_leaf_pairs=5, learning_rate=0.2, early_stopping=5)
+    trees = TreesConfig(num_trees=15, num_leaves=7, min_leaf_pairs=5, learning_rate=0.2, early_stopping=5, transfer_trees=10)
     settings = {"max_epochs": 4, "lr": 0.01, "embedding_size": 8, "num_hidden_layers": 1, "batch_size": 64, "warmup_epochs": 1}
     files = {"region": ["town"], "node_feats_path": ["town.csv"], "device": "cpu"}
     # Over 4 km the averages of a town of 6 km hardly differ from unit to unit, so that another town would lie far outside their range.

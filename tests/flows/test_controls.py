@@ -38,7 +38,7 @@ def town(seed=0, columns=COLUMNS, part=None):
 
 
 def settings(**changes):
-    trees = TreesConfig(num_trees=10, min_leaf_pairs=5, early_stopping=0)
+    trees = TreesConfig(num_trees=10, min_leaf_pairs=5, early_stopping=0, transfer_trees=5)
     small = {"max_epochs": 2, "embedding_size": 8, "num_hidden_layers": 0, "universe": "positive", "trees": trees}
     return FlowTrainingConfig(**{"region": ["town"], "node_feats_path": ["x"], **small, **changes})
 

@@ -8,7 +8,18 @@ import numpy as np
 import pytest
 
 from imagery2flow.flows import decoder
-from imagery2flow.flows.decoder import FlowTrees, PairInputs, TreeData, fit_trees, load_trees, save_trees
+from imagery2flow.flows.decoder import (
+    LAW_LEAVES,
+    LAW_TREES,
+    FlowTrees,
+    PairInputs,
+    TreeData,
+    fit_again,
+    fit_law,
+    fit_trees,
+    load_trees,
+    save_trees,
+)
 from imagery2flow.flows.table import FlowTable
 from imagery2flow.run.errors import InputError, MissingInputError
 from imagery2flow.run.flow_config import TreesConfig
@@ -41,7 +52,7 @@ def tree_data(inputs, pairs, distance, count=None, weight=None):
 
 def fit(config=CONFIG, seed=0, num_threads=1):
     data = tree_data(*draw_pairs())
-    return fit_trees(data, data, None, config, seed, num_threads)
+    return fit_trees(data, data, config, seed, num_threads)
 
 
 def save_and_load(path, trees):
@@ -87,7 +98,7 @@ def test_early_stopping_ends_where_the_validation_score_no_longer_improves(tmp_p
     inputs, pairs, distance = draw_pairs()
     noise = np.random.default_rng(5).permutation(pairs.count)
     config = TreesConfig(num_trees=300, learning_rate=0.3, min_leaf_pairs=5, early_stopping=4)
-    trees = fit_trees(tree_data(inputs, pairs, distance), tree_data(inputs, pairs, distance, noise), None, config, 0, 1)
+    trees = fit_trees(tree_data(inputs, pairs, distance), tree_data(inputs, pairs, distance, noise), config, 0, 1)
     assert trees.booster.best_iteration < 20
     loaded = save_and_load(tmp_path / "lightgbm.txt", trees)
     assert loaded.booster.num_trees() == trees.booster.best_iteration
@@ -99,8 +110,8 @@ def test_the_second_fit_has_as_many_trees_on_the_columns_of_use_and_all_pairs(tm
     useless = PairInputs(np.concatenate([inputs.unit, np.ones((12, 2), dtype=np.float32)], axis=1))  # constant columns cannot be split
     first = tree_data(useless, pairs, distance)
     other = tree_data(useless, pairs, distance, 3 * pairs.count)
-    chosen = fit_trees(first, first, None, CONFIG, 0, 1)
-    trees = fit_trees(first, first, other, CONFIG, 0, 1)
+    chosen = fit_trees(first, first, CONFIG, 0, 1)
+    trees = fit_again(chosen, other, CONFIG, 0, 1)
     used = np.flatnonzero(chosen.booster.feature_importance("split") > 0)
     assert trees.columns.tolist() == used.tolist()
     assert set(used) <= {0, 1, 2, 5, 6, 7, 10}
@@ -117,7 +128,7 @@ def test_a_weighted_pair_counts_as_so_many():
     weight = np.where(counts == 0, 3.0, 1.0)
     stump = TreesConfig(num_trees=1, learning_rate=1e-9, min_leaf_pairs=5, early_stopping=0)  # predicts the mean
     data = tree_data(inputs, pairs, distance, counts, weight)
-    found = fit_trees(data, data, None, stump, 0, 1).predict(inputs, pairs, distance)
+    found = fit_trees(data, data, stump, 0, 1).predict(inputs, pairs, distance)
     np.testing.assert_allclose(found, (weight * counts).sum() / weight.sum(), rtol=1e-6)
 
 
@@ -155,7 +166,7 @@ def test_settings_reach_the_trees(tmp_path):
 def test_predictions_are_never_negative():
     inputs, pairs, distance = draw_pairs()
     data = tree_data(inputs, pairs, distance, pairs.count - 20)
-    below = fit_trees(data, data, None, TreesConfig(objective="l2", early_stopping=0), 0, 1)
+    below = fit_trees(data, data, TreesConfig(objective="l2", early_stopping=0), 0, 1)
     raw, found = below.booster.predict(inputs.columns(pairs, distance)), below.predict(inputs, pairs, distance)
     assert raw.min() < -5
     np.testing.assert_array_equal(found, np.maximum(raw, 0))
@@ -198,3 +209,48 @@ def test_truncated_trees_are_refused(tmp_path, share):
 def test_trees_are_lightgbms_own(tmp_path):
     save_trees(tmp_path / "lightgbm.txt", fit().booster)
     assert lightgbm.Booster(model_file=str(tmp_path / "lightgbm.txt")).num_feature() == 7
+
+
+def law_data(noise=3.0):
+    """Pairs whose flow rises with the potentials and falls with the distance, with enough noise to mislead free trees."""
+    random = np.random.default_rng(0)
+    inputs, pairs, distance = draw_pairs(num_units=20)
+    inputs = PairInputs(inputs.unit, random.normal(size=(20, 2)))
+    mean = np.exp(2 + 0.5 * inputs.potential[pairs.origin, 0] + 0.5 * inputs.potential[pairs.destination, 1] - 2 * distance)
+    return (
+        inputs,
+        pairs,
+        distance,
+        TreeData(inputs.columns(pairs, distance), random.poisson(mean * random.gamma(1 / noise, noise, len(mean)))),
+    )
+
+
+def test_the_law_sees_distance_and_potentials_only():
+    inputs, pairs, distance, data = law_data()
+    assert inputs.law_columns().tolist() == [6, 7, 8, 9]
+    law = fit_law(data, inputs.law_columns(), CONFIG, 0, 1)
+    other = PairInputs(inputs.unit + 100, inputs.potential)
+    np.testing.assert_array_equal(law.predict(other, pairs, distance), law.predict(inputs, pairs, distance))
+    assert np.corrcoef(law.predict(inputs, pairs, distance), data.count)[0, 1] > 0.3
+
+
+def test_the_law_rises_with_the_potentials_and_falls_with_the_distance():
+    inputs, pairs, distance, data = law_data()
+    law = fit_law(data, inputs.law_columns(), CONFIG, 0, 1)
+    before = law.predict(inputs, pairs, distance)
+    assert (law.predict(inputs, pairs, distance + 0.3) <= before).all()
+    for side in range(2):
+        step = np.zeros(2)
+        step[side] = 0.7
+        assert (law.predict(PairInputs(inputs.unit, inputs.potential + step), pairs, distance) >= before).all()
+    free = fit_trees(data, data, TreesConfig(num_trees=40, learning_rate=0.3, min_leaf_pairs=5, early_stopping=0), 0, 1)
+    assert (free.predict(inputs, pairs, distance + 0.3) > free.predict(inputs, pairs, distance)).any()
+
+
+def test_the_law_has_its_own_size_unless_fewer_trees_are_asked_for():
+    inputs, _, _, data = law_data()
+    large = TreesConfig(num_trees=LAW_TREES + 50, num_leaves=64, min_leaf_pairs=1, learning_rate=0.01)
+    booster = fit_law(data, inputs.law_columns(), large, 0, 1).booster
+    assert booster.num_trees() == LAW_TREES
+    assert booster.trees_to_dataframe().groupby("tree_index").left_child.apply(lambda child: child.isna().sum()).max() <= LAW_LEAVES
+    assert fit_law(data, inputs.law_columns(), TreesConfig(num_trees=7), 0, 1).booster.num_trees() == 7

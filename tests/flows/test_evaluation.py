@@ -57,7 +57,7 @@ def write_town(root, name="town", prefix="06", seed=0, complete=True, level=12.0
 
 def settings(*regions, **changes):
     """Every control and both decoders in seconds; paths are relative to the working directory."""
-    trees = TreesConfig(num_trees=10, num_leaves=7, min_leaf_pairs=5, early_stopping=3)
+    trees = TreesConfig(num_trees=10, num_leaves=7, min_leaf_pairs=5, early_stopping=3, transfer_trees=10)
     small = {"max_epochs": 2, "embedding_size": 8, "num_hidden_layers": 0, "trees": trees, "context_m": [1_500.0], "device": "cpu"}
     files = {"region": list(regions), "node_feats_path": [f"data/{name}/features.csv" for name in regions]}
     return EvaluateConfig(**{**files, **small, "universes": ["positive"], "seeds": 1, **changes})

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 
 from imagery2flow.flows.graph import RegionGraph
-from imagery2flow.flows.learning import concatenate, draw_sample, fit_constants, learn, split_by_id, universes_of
+from imagery2flow.flows.learning import fit_constants, learn, split_by_id, universes_of
 from imagery2flow.flows.region import Region
+from imagery2flow.flows.sampling import draw_sample
 from imagery2flow.flows.splits import SPLITS, Split, draw_split
-from imagery2flow.flows.table import FlowTable
+from imagery2flow.flows.table import FlowTable, concatenate
 from imagery2flow.run.device import CPU
 from imagery2flow.run.flow_config import FlowTrainingConfig, TreesConfig
 from imagery2flow.run.stage import Ledger
@@ -33,7 +34,7 @@ def town(seed=0, num_regions=2):
 
 
 def settings(**changes):
-    trees = TreesConfig(num_trees=10, min_leaf_pairs=5, early_stopping=3)
+    trees = TreesConfig(num_trees=10, min_leaf_pairs=5, early_stopping=3, transfer_trees=10)
     small = {
         "max_epochs": 2,
         "embedding_size": 8,
@@ -132,7 +133,7 @@ def test_the_other_settings_predict_too(changes):
     region = town()
     result = learned(region, draw_split("unit", region, None, 0), **changes)
     embedded = result.record.embed(region)
-    assert embedded.hidden.shape == (NUM_UNITS, 16 if "dual_encoder" in changes else 8)
+    assert embedded.seen.hidden.shape == (NUM_UNITS, 16 if "dual_encoder" in changes else 8)
     for values in result.record.predict(embedded, region.flows).values():
         assert np.isfinite(values).all()
         assert (values >= 0).all()

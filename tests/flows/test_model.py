@@ -142,6 +142,18 @@ def test_the_bilinear_decoder_equals_its_equation(unit_terms, pair_distance):
         assert found[pair].item() == pytest.approx(expected.item())
 
 
+@pytest.mark.parametrize("dual_encoder", [False, True])
+@pytest.mark.parametrize("unit_terms", [False, True])
+@pytest.mark.parametrize("pair_distance", [False, True])
+def test_rows_of_the_matrix_are_the_pairs_one_by_one(unit_terms, pair_distance, dual_encoder):
+    model = make_model(unit_terms=unit_terms, pair_distance=pair_distance, dual_encoder=dual_encoder)
+    hidden, origin = torch.rand(5, 8 if dual_encoder else 4, dtype=torch.float64), torch.tensor([3, 0])
+    distance = torch.rand(2, 5, dtype=torch.float64)
+    found = model.decode_rows(hidden, origin, distance)
+    expected = model.decode(hidden, origin.repeat_interleave(5), torch.arange(5).repeat(2), distance.flatten())
+    torch.testing.assert_close(found, expected.view(2, 5))
+
+
 def test_the_published_decoder_never_sees_the_distance():
     model = make_model()
     hidden, place = torch.rand(2, 4, dtype=torch.float64), torch.tensor([0, 1])

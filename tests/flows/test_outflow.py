@@ -17,8 +17,8 @@ FLOWS = {"bilinear": np.arange(1.0, 17).reshape(4, 4), "lightgbm": np.arange(16.
 class FakeRecord:
     """A model whose predictions are a table."""
 
-    def predict(self, embedded, pairs):
-        return {name: values[pairs.origin, pairs.destination] for name, values in FLOWS.items()}
+    def predict(self, embedded, pairs, decoders):
+        return {name: FLOWS[name][pairs.origin, pairs.destination] for name in decoders}
 
 
 def blocks(size):
@@ -31,7 +31,7 @@ def blocks(size):
 def scaled(totals, kind, size=4):
     """Predictions held to totals by decoder [num_units, num_units], and the ledger."""
     ledger = Ledger("test", quiet=True)
-    embedded = SimpleNamespace(region=SimpleNamespace(graph=SimpleNamespace(geocodes=GEOCODES)))
+    embedded = SimpleNamespace(seen=SimpleNamespace(region=SimpleNamespace(graph=SimpleNamespace(geocodes=GEOCODES))))
     predictor = RegionPredictor(FakeRecord(), embedded).with_outflows(np.array(totals, dtype=float), kind, blocks(size), ledger)
     return {name: values.reshape(4, 4) for name, values in predictor.predict(next(blocks(4))).items()}, ledger
 

@@ -6,7 +6,18 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
 
 from imagery2flow.flows import potentials
-from imagery2flow.flows.potentials import FOLDS, Process, choose_kernel, fit_potentials, fit_process, kernel, standardised
+from imagery2flow.flows.potentials import (
+    FOLDS,
+    PENALTIES,
+    Process,
+    choose_kernel,
+    choose_shape,
+    fit_line,
+    fit_potentials,
+    fit_process,
+    kernel,
+    standardised,
+)
 from imagery2flow.flows.table import FlowTable
 
 SHAPE = (1.3, 2.0, 0.2)  # variance, length, noise
@@ -32,14 +43,47 @@ def fixed_kernel(monkeypatch):
     monkeypatch.setattr(potentials, "choose_kernel", lambda *_: SHAPE)
 
 
-def test_the_process_is_that_of_scikit_learn():
+def naive_line(inputs, values):
+    """Ridge regression whose penalty leaves the smallest squared error of units that are left out in turn, all by loops."""
+    best = (np.inf, None, None)
+    for penalty in PENALTIES:
+        error = 0.0
+        for left_out in [*range(len(values)), None]:
+            kept = [unit for unit in range(len(values)) if unit != left_out]
+            x, y = inputs[kept] - inputs[kept].mean(axis=0), values[kept] - values[kept].mean()
+            slope = np.linalg.solve(x.T @ x + penalty * np.eye(x.shape[1]), x.T @ y)
+            mean = values[kept].mean() - inputs[kept].mean(axis=0) @ slope
+            if left_out is not None:
+                error += (values[left_out] - mean - inputs[left_out] @ slope) ** 2
+        if error < best[0]:
+            best = (error, mean, slope)
+    return best[1:]
+
+
+def test_the_line_is_that_of_the_loop():
     random = np.random.default_rng(0)
-    features, values, elsewhere = random.normal(size=(40, 3)), random.normal(5, 2, 40), random.normal(size=(15, 3))
+    inputs = random.normal(size=(14, 3))
+    values = 3 + inputs @ np.array([1.0, -0.5, 0.0]) + random.normal(0, 0.7, 14)
+    mean, slope = fit_line(inputs, values)
+    expected_mean, expected_slope = naive_line(inputs, values)
+    assert mean == pytest.approx(expected_mean)
+    np.testing.assert_allclose(slope, expected_slope)
+
+
+def test_the_process_around_the_line_is_that_of_scikit_learn():
+    random = np.random.default_rng(0)
+    features, values = random.normal(2, 3, size=(40, 3)), random.normal(5, 2, 40)
+    elsewhere = features[:15] + 0.1 * (features.mean(axis=0) - features[:15])  # within the range of the features
     variance, length, noise = SHAPE
     law = ConstantKernel(variance) * RBF(length) + WhiteKernel(noise)
-    other = GaussianProcessRegressor(law, optimizer=None, alpha=0.0).fit(features, standardised(values))
-    expected = values.mean() + values.std() * other.predict(elsewhere)
-    np.testing.assert_allclose(fit_process(features, values, SHAPE).predict(elsewhere), expected, rtol=1e-8)
+    inputs, others = ((x - features.mean(axis=0)) / features.std(axis=0) for x in (features, elsewhere))
+    mean, slope = naive_line(inputs, values)
+    rest = values - mean - inputs @ slope
+    other = GaussianProcessRegressor(law, optimizer=None, alpha=0.0).fit(inputs, standardised(rest))
+    expected = mean + others @ slope + rest.mean() + rest.std() * other.predict(others)
+    np.testing.assert_allclose(
+        fit_process(features, values, SHAPE).predict(elsewhere), expected.clip(values.min(), values.max()), rtol=1e-8
+    )
 
 
 def test_the_kernel_is_that_of_the_loop():
@@ -51,15 +95,38 @@ def test_the_kernel_is_that_of_the_loop():
 
 def test_one_unit_by_hand():
     """With k(x, x) = 3 and noise 1 the weight of a value 1 is 1/4: at the unit 3/4, at a distance l sqrt(2 ln 3) a third of it."""
-    process = Process(np.zeros((1, 1)), np.array([1 / 4]), variance=3.0, length=2.0, mean=10.0, scale=4.0)
-    np.testing.assert_allclose(process.predict(np.array([[0.0], [2 * np.sqrt(2 * np.log(3))], [1e6]])), [13.0, 11.0, 10.0])
+    far = 2 * np.sqrt(2 * np.log(3))
+    inputs, weight = np.array([[0.0], [1e3]]), np.array([1 / 4, 0.0])
+    flat = Process(np.zeros(1), np.ones(1), inputs, weight, np.zeros(1), 3.0, 2.0, mean=10.0, scale=4.0, low=-99.0, high=99.0)
+    np.testing.assert_allclose(flat.predict(np.array([[0.0], [far], [500.0]])), [13.0, 11.0, 10.0])
+    # The feature 5 + 2 x is standardised to x; the line adds 1/2 a step, and ends at the largest value.
+    sloped = Process(np.full(1, 5.0), np.full(1, 2.0), inputs, weight, np.full(1, 0.5), 3.0, 2.0, mean=10.0, scale=4.0, low=0.0, high=200.0)
+    np.testing.assert_allclose(sloped.predict(np.array([[5.0], [5 + 2 * far], [205.0], [1e6]])), [13.0, 11.0 + far / 2, 60.0, 200.0])
 
 
-def test_far_from_every_unit_the_prediction_is_the_mean():
+def test_the_line_goes_on_far_from_every_unit():
+    features = np.append(np.random.default_rng(2).uniform(-1, 1, 60), 9.0)[:, None]
+    process = fit_process(features, 3 * features[:, 0], SHAPE)
+    assert process.predict(np.array([[5.0]]))[0] == pytest.approx(15, abs=1)
+
+
+def test_no_prediction_leaves_the_range_of_the_values():
     features, count = town()
     total = np.log1p(count.sum(axis=1))
-    far = fit_process(features, total, SHAPE).predict(np.full((1, 2), 1e4))
-    np.testing.assert_allclose(far, total.mean())
+    far = fit_process(features, total, SHAPE).predict(np.array([[1e4, 1e4], [-1e4, 0.0], [0.0, 1e9]]))
+    assert (far >= total.min()).all()
+    assert (far <= total.max()).all()
+    assert far[0] == total.max()  # the first feature drives the flows
+    assert far[1] == total.min()
+
+
+def test_the_shape_is_that_of_what_the_line_leaves_over():
+    random = np.random.default_rng(3)
+    features = random.normal(4, 2, size=(25, 2))
+    values = features[:, 0] + np.sin(2 * features[:, 1])
+    inputs = (features - features.mean(axis=0)) / features.std(axis=0)
+    mean, slope = fit_line(inputs, values)
+    assert choose_shape(features, values) == pytest.approx(choose_kernel(inputs, standardised(values - mean - inputs @ slope)))
 
 
 def test_constant_totals_are_no_division_by_zero():
@@ -142,4 +209,4 @@ def test_predictions_move_and_stretch_with_the_values(seed, shift, stretch):
     random = np.random.default_rng(seed)
     features, values = random.normal(size=(8, 2)), random.normal(size=8)
     before, after = (fit_process(features, these, SHAPE).predict(features) for these in (values, shift + stretch * values))
-    np.testing.assert_allclose(after, shift + stretch * before, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(after, shift + stretch * before, rtol=1e-5, atol=1e-5)

@@ -164,6 +164,15 @@ def test_tables_of_an_earlier_run_in_the_other_format_do_not_stay_behind(here):
     assert {path.name for path in folder.iterdir()} == {*(f"predictions_{name}.parquet" for name in DECODERS), "metrics.json"}
 
 
+def test_one_decoder_alone_predicts_and_is_scored_if_so_asked(here):
+    both, one = run("village", 2025, all_pairs=True), run("village", 2026, all_pairs=True, decoders=["bilinear"])
+    assert {path.name for path in one.iterdir()} == {"predictions_bilinear.csv", "metrics.json"}
+    assert (one / "predictions_bilinear.csv").read_bytes() == (both / "predictions_bilinear.csv").read_bytes()
+    assert set(scores_of(one)) == {"bilinear", "constant"}
+    with pytest.raises(InputError, match="--decoders none must be among bilinear, lightgbm"):
+        run("village", 2026, decoders=[])
+
+
 @pytest.mark.parametrize("trained_on_table", [False, True])
 def test_distances_of_another_kind_than_the_models_are_refused(here, monkeypatch, trained_on_table):
     ids = [geocode.replace("0600", "3600") for geocode in GEOCODES]

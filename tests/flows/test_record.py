@@ -7,12 +7,11 @@ import pytest
 import torch
 
 from imagery2flow.flows import record as record_module
-from imagery2flow.flows.decoder import TreeData, fit_trees
 from imagery2flow.flows.graph import great_circle_m
-from imagery2flow.flows.potentials import fit_potentials
 from imagery2flow.flows.record import Embedder, FlowRecord, build_model, load_record, save_record, to_flow
 from imagery2flow.flows.region import EncoderFile
 from imagery2flow.flows.scaling import fit_scaling
+from imagery2flow.flows.tree_decoder import Lesson, fit_home, fit_transfer
 from imagery2flow.run.errors import InputError, MissingInputError, TableError
 from imagery2flow.run.files import save_tensors
 from imagery2flow.run.flow_config import TreesConfig
@@ -20,6 +19,7 @@ from imagery2flow.run.flow_config import TreesConfig
 from .conftest import GEOCODES, NUM_UNITS, make_region, training_config
 
 CPU = torch.device("cpu")
+TREES_FILES = {"lightgbm.txt", "lightgbm_law.txt", "lightgbm_transfer.txt", "lightgbm_transfer_law.txt"}
 
 
 @pytest.fixture(scope="module")
@@ -29,20 +29,21 @@ def region():
 
 @pytest.fixture(scope="module")
 def record(region):
-    """A model with random weights, potentials and five trees."""
-    scaling, config = fit_scaling(region, True, 2, (1500.0,)), dataclasses.asdict(training_config())
+    """A network with random weights, and a few trees."""
+    trees = TreesConfig(num_trees=5, early_stopping=0, transfer_trees=6)
+    settings = training_config(trees=trees, universe="positive", transfer_context_m=[800.0])
+    scaling, config = fit_scaling(region, True, 2), dataclasses.asdict(settings)
     torch.manual_seed(0)
     model = build_model(config, scaling)
     with torch.no_grad():
         model.offset.fill_(3.0)
-    potentials = fit_potentials(scaling.features(region), region.flows.select(region.flows.origin < 20), np.random.default_rng(0))
-    embedder = Embedder(model, scaling, potentials, TreesConfig(), CPU)
-    inputs = embedder.embed(region, potentials.crossed).inputs
-    data = TreeData(inputs.columns(region.flows, scaling.relative_distance(region, region.flows)), region.flows.count)
-    graph = region.graph
+    embedder = Embedder(model, scaling, CPU)
+    origin, graph = region.flows.origin, region.graph
+    lesson = Lesson(settings, embedder.see(region), region.flows.select(origin < 15), region.flows.select((origin >= 15) & (origin < 20)))
     return FlowRecord(
         embedder=embedder,
-        trees=fit_trees(data, data, None, TreesConfig(num_trees=5, early_stopping=0), 0, 1),
+        home=fit_home(lesson),
+        transfer=fit_transfer(lesson),
         config=config,
         region="town",
         split_kind="origin",
@@ -53,31 +54,37 @@ def record(region):
     )
 
 
-@pytest.mark.parametrize("embeddings", [True, False])
-@pytest.mark.parametrize("unit_features", [True, False])
-def test_the_trees_see_the_networks_embeddings_and_its_features_if_asked_for(region, record, embeddings, unit_features):
-    embedder = dataclasses.replace(record.embedder, trees=TreesConfig(embeddings=embeddings, unit_features=unit_features))
-    embedded = embedder.embed(region)
-    parts = [np.zeros((NUM_UNITS, 0))]
-    parts += [embedded.hidden.numpy()] if embeddings else []
-    own, around = (values.astype(np.float32) for values in (record.scaling.features(region), record.scaling.surroundings(region)))
-    parts += [own, around] if unit_features else []
-    np.testing.assert_array_equal(embedded.inputs.unit, np.concatenate(parts, axis=1))
+def elsewhere(region, degrees=5.0):
+    """The same units in another place."""
+    return dataclasses.replace(region, graph=dataclasses.replace(region.graph, longitude=region.graph.longitude + degrees))
 
 
 def test_units_of_the_source_get_the_potentials_that_they_were_not_fitted_to_and_others_those_of_all(region, record):
-    potentials, features = record.embedder.potentials, record.scaling.features(region).astype(np.float32).astype(np.float64)
-    found = record.embed(region).inputs.potential
+    embedded = record.embed(region)
+    potentials, found = record.home.potentials, embedded.inputs.potential
+    features = record.home.unit_inputs.potential_features(embedded.seen)
     known = ~np.isnan(potentials.crossed)
-    assert known[:20].all()
-    assert not known[20:, 0].any()  # origins of the test pairs
+    assert known[:15].all()
+    assert not known[15:, 0].any()  # origins of the other pairs
     np.testing.assert_array_equal(found[known], potentials.crossed[known])
     np.testing.assert_allclose(found[~known], potentials.of(features)[~known])
-    elsewhere = dataclasses.replace(region, graph=dataclasses.replace(region.graph, longitude=region.graph.longitude + 5.0))
-    np.testing.assert_allclose(record.embed(elsewhere).inputs.potential, potentials.of(features))
-    np.testing.assert_allclose(record.embedder.embed(region).inputs.potential, potentials.of(features))
-    none = dataclasses.replace(record, embedder=dataclasses.replace(record.embedder, potentials=None))
+    own = record.scaling.quantities(region)
+    np.testing.assert_allclose(record.embed(elsewhere(region)).inputs.potential, record.transfer.potentials.of(own))
+    none = dataclasses.replace(record, home=dataclasses.replace(record.home, potentials=None))
     assert none.embed(region).inputs.potential is None
+
+
+def test_the_trees_of_the_source_are_for_its_units_and_the_others_for_any_other_region(region, record):
+    assert record.embed(region).trees is record.home
+    assert record.embed(elsewhere(region)).trees is record.transfer
+    one_new = dataclasses.replace(region, flows=None, graph=dataclasses.replace(region.graph, geocodes=(*GEOCODES[:-1], "9999999")))
+    assert record.embed(one_new).trees is record.transfer
+    assert dataclasses.replace(record, transfer=None).embed(elsewhere(region)).trees is record.home
+    for place in (region, elsewhere(region)):
+        embedded = record.embed(place)
+        found = record.predict(embedded, region.flows)["lightgbm"]
+        distance = record.scaling.relative_distance(place, region.flows)
+        np.testing.assert_array_equal(found, embedded.trees.predict(embedded.inputs, region.flows, distance))
 
 
 def test_a_unit_is_known_by_its_id_and_place(region, record):
@@ -126,12 +133,32 @@ def test_predictions_of_both_decoders_by_pair(region, record):
         i, j = int(region.flows.origin[pair]), int(region.flows.destination[pair])
         distance = torch.tensor([region.graph.distance_m(np.array([i]), np.array([j]))[0] / farthest_m], dtype=torch.float32)
         with torch.inference_mode():
-            log_flow = record.embedder.model.decode(embedded.hidden, torch.tensor([i]), torch.tensor([j]), distance).item()
+            log_flow = record.embedder.model.decode(embedded.seen.hidden, torch.tensor([i]), torch.tensor([j]), distance).item()
         limited.append("low" if 2**log_flow < low else "high" if 2**log_flow > high else "neither")
         assert found["bilinear"][pair] == pytest.approx(min(max(2**log_flow, low), high), rel=1e-5)
     assert set(limited) == {"low", "high", "neither"}
     distance = record.scaling.relative_distance(region, region.flows)
-    np.testing.assert_array_equal(found["lightgbm"], record.trees.predict(embedded.inputs, region.flows, distance))
+    np.testing.assert_array_equal(found["lightgbm"], record.home.predict(embedded.inputs, region.flows, distance))
+
+
+def test_a_decoder_that_is_not_asked_for_does_not_predict(region, record):
+    embedded = record.embed(region)
+    both = record.predict(embedded, region.flows)
+    for name in ("bilinear", "lightgbm"):
+        one = record.predict(embedded, region.flows, [name])
+        assert set(one) == {name}
+        np.testing.assert_array_equal(one[name], both[name])
+
+
+@pytest.mark.parametrize("block", [7, 70, 10_000])
+def test_the_rows_of_a_whole_matrix_are_the_pairs_one_by_one(region, record, monkeypatch, block):
+    embedded = record.embed(region)
+    origin, destination = np.repeat([4, 2, 9], NUM_UNITS), np.tile(np.arange(NUM_UNITS), 3)
+    pairs = dataclasses.replace(region.flows, origin=origin, destination=destination, count=np.zeros(len(origin)))
+    turned = np.random.default_rng(0).permutation(len(pairs))
+    expected = record.predict(embedded, pairs.select(turned), ["bilinear"])["bilinear"]
+    monkeypatch.setattr(record_module, "PAIRS_PER_BLOCK", block)
+    np.testing.assert_allclose(record.predict(embedded, pairs, ["bilinear"])["bilinear"][turned], expected, rtol=1e-5)
 
 
 def test_blocks_of_pairs_predict_as_one(region, record, monkeypatch):
@@ -146,18 +173,27 @@ def test_blocks_of_pairs_predict_as_one(region, record, monkeypatch):
 
 def test_a_saved_model_comes_back_whole(region, record, tmp_path):
     save_record(tmp_path / "model", record)
-    assert {path.name for path in (tmp_path / "model").iterdir()} == {"od_model.pt", "lightgbm.txt"}
-    assert torch.load(tmp_path / "model" / "od_model.pt", weights_only=True)["format"] == "imagery2flow-od-4"
+    assert {path.name for path in (tmp_path / "model").iterdir()} == {"od_model.pt", *TREES_FILES}
+    assert torch.load(tmp_path / "model" / "od_model.pt", weights_only=True)["format"] == "imagery2flow-od-5"
     loaded = load_record(tmp_path / "model", CPU)
     for name in ("config", "region", "split_kind", "split", "centroid", "constant", "flow_range"):
         assert getattr(loaded, name) == getattr(record, name)
     for item in dataclasses.fields(record.scaling):
         np.testing.assert_array_equal(getattr(loaded.scaling, item.name), getattr(record.scaling, item.name))
-    np.testing.assert_array_equal(loaded.embedder.potentials.crossed, record.embedder.potentials.crossed)
-    np.testing.assert_array_equal(loaded.trees.columns, record.trees.columns)
-    before, after = (model.predict(model.embed(region), region.flows) for model in (record, loaded))
-    for name in before:
-        np.testing.assert_array_equal(after[name], before[name])
+    for place in (region, elsewhere(region)):
+        before, after = (model.predict(model.embed(place), region.flows) for model in (record, loaded))
+        for name in before:
+            np.testing.assert_array_equal(after[name], before[name])
+
+
+def test_trees_of_an_earlier_model_do_not_stay_in_its_folder(record, tmp_path):
+    save_record(tmp_path, record)
+    save_record(
+        tmp_path,
+        dataclasses.replace(record, transfer=None, home=dataclasses.replace(record.home, members=record.home.members[:1], weights=(1.0,))),
+    )
+    assert {path.name for path in tmp_path.iterdir()} == {"od_model.pt", "lightgbm.txt"}
+    assert load_record(tmp_path, CPU).transfer is None
 
 
 def test_other_columns_are_refused_by_name(region, record):
@@ -171,22 +207,27 @@ def test_other_columns_are_refused_by_name(region, record):
 
 def test_columns_in_another_order_are_joined_by_name(region, record):
     turned = dataclasses.replace(region, columns=("2", "0", "1"), embeddings=region.embeddings[:, [2, 0, 1]])
-    assert torch.equal(record.embed(turned).hidden, record.embed(region).hidden)
+    assert torch.equal(record.embed(turned).seen.hidden, record.embed(region).seen.hidden)
 
 
 def test_files_of_another_kind_are_refused(record, tmp_path):
     with pytest.raises(MissingInputError, match=r"OD model .*od_model.pt does not exist"):
         load_record(tmp_path / "gone", CPU)
     save_tensors(tmp_path / "od_model.pt", {"format": "imagery2flow-encoder-1"})
-    with pytest.raises(InputError, match="its format is imagery2flow-encoder-1, not imagery2flow-od-4"):
+    with pytest.raises(InputError, match="its format is imagery2flow-encoder-1, not imagery2flow-od-5"):
         load_record(tmp_path, CPU)
     Path(tmp_path / "od_model.pt").write_text("no model")
     with pytest.raises(InputError, match="cannot be read as a file of weights"):
         load_record(tmp_path, CPU)
     save_record(tmp_path, record)
-    (tmp_path / "lightgbm.txt").unlink()
-    with pytest.raises(MissingInputError, match=r"lightgbm.txt does not exist"):
-        load_record(tmp_path, CPU)
+    for name in TREES_FILES:
+        save_record(tmp_path, record)
+        (tmp_path / name).unlink()
+        with pytest.raises(MissingInputError, match=rf"{name} does not exist"):
+            load_record(tmp_path, CPU)
+        (tmp_path / name).write_text("tree\nend of trees\n")
+        with pytest.raises(InputError, match=rf"{name} is damaged or of another model"):
+            load_record(tmp_path, CPU)
 
 
 def test_commuters_are_computed_in_double_precision_on_the_cpu():

@@ -146,20 +146,20 @@ RADII_M = (1500.0, 4000.0)
 
 
 def test_surroundings_are_averages_of_the_sources_scale_and_not_the_networks(region):
-    scaling = fit_scaling(region, False, 0, RADII_M)
+    scaling = fit_scaling(region, False, 0)
     assert scaling.in_dim == 3
     for place in (region, make_region(seed=1)):
         scaled = (place.embeddings - scaling.mean) / scaling.std
         np.testing.assert_allclose(scaling.standardised(place), scaled)
-        np.testing.assert_allclose(scaling.surroundings(place), surroundings(scaling.features(place), place, RADII_M))
+        np.testing.assert_allclose(scaling.surroundings(place, RADII_M), surroundings(scaling.features(place), place, RADII_M))
 
 
 def test_where_columns_have_names_those_are_averaged_around_a_unit():
     names = (*map(str, range(10)), "red_mean", "population")
     region = dataclasses.replace(wide_region(), columns=names)
-    scaling = fit_scaling(region, True, 2, RADII_M)
+    scaling = fit_scaling(region, True, 2)
     assert scaling.in_dim == 2 + 2 + 1
-    np.testing.assert_allclose(scaling.surroundings(region), surroundings(scaling.features(region)[:, 2:4], region, RADII_M))
+    np.testing.assert_allclose(scaling.surroundings(region, RADII_M), surroundings(scaling.features(region)[:, 2:4], region, RADII_M))
 
 
 def test_another_regions_features_are_held_within_the_range_of_the_source(region):
@@ -174,4 +174,18 @@ def test_another_regions_features_are_held_within_the_range_of_the_source(region
 
 
 def test_without_radii_there_are_no_surroundings(region):
-    assert fit_scaling(region, True, 0, ()).surroundings(region).shape == (len(region.embeddings), 0)
+    assert fit_scaling(region, True, 0).surroundings(region, ()).shape == (len(region.embeddings), 0)
+
+
+def test_quantities_are_the_columns_with_a_name_and_the_area_and_know_no_bounds():
+    region = dataclasses.replace(wide_region(), columns=(*map(str, range(10)), "red_mean", "population"))
+    scaling = fit_scaling(region, True, 2)
+    np.testing.assert_array_equal(scaling.quantities(region), scaling.standardised(region)[:, 10:])
+    far = dataclasses.replace(region, embeddings=region.embeddings * 10)
+    assert (scaling.quantities(far)[:, :2].max(axis=0) > 5 * scaling.quantities(region)[:, :2].max(axis=0)).all()
+    assert fit_scaling(region, False, 2).quantities(region).shape[1] == 2
+
+
+def test_where_no_column_has_a_name_the_quantities_are_the_features(region):
+    scaling = fit_scaling(region, True, 2)
+    np.testing.assert_array_equal(scaling.quantities(region), scaling.features(region))

@@ -1,4 +1,5 @@
 import dataclasses
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -6,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imagery2flow.flows.table import FlowTable, check_counts, complete_blocks, explain_unknown, read_flows
+from imagery2flow.flows.table import FlowTable, check_counts, complete_blocks, concatenate, explain_unknown, read_flows
 from imagery2flow.run.errors import Faults, InputError, MissingInputError, TableError
 
 from .conftest import make_flow_table
@@ -233,3 +234,22 @@ def test_missing_and_negative_counts_of_a_nullable_column_are_named():
     faults = Faults("flows")
     check_counts(pd.Series([3, None, -2], dtype="Int64"), faults)
     assert [sentence.split(" (")[0] for sentence in faults.sentences] == ["1 counts are missing", "1 counts are negative"]
+
+
+def test_whole_origins_are_known_by_every_destination_in_order():
+    count = np.ones(6)
+    rows = FlowTable(("a", "b", "c"), np.repeat([2, 0], 3), np.tile(np.arange(3), 2), count)
+    assert rows.whole_origins().tolist() == [2, 0]
+    assert rows.select(np.arange(5)).whole_origins() is None  # half an origin
+    assert rows.select(np.array([0, 2, 1, 3, 4, 5])).whole_origins() is None  # out of order
+    assert rows.select(np.array([0, 4, 2, 3, 1, 5])).whole_origins() is None  # of two origins
+    assert rows.select(np.zeros(0, int)).whole_origins() is None
+
+
+def test_two_tables_are_joined_in_order():
+    ids = ("a", "b", "c")
+    table = make_flow_table([(o, d, 2.0 + n) for n, (o, d) in enumerate(product(ids, ids))], ids)
+    even = np.arange(len(table)) % 2 == 0
+    joined = concatenate(table.select(~even), table.select(even))
+    for name in ("origin", "destination", "count"):
+        np.testing.assert_array_equal(getattr(joined, name), getattr(table, name))

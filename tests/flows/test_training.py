@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import torch
 
-from imagery2flow.flows import learning, metrics
+from imagery2flow.flows import metrics, tree_decoder
 from imagery2flow.flows.prediction import test_flows as predict_flows
 from imagery2flow.flows.training import region_population, train_flows
 from imagery2flow.run.errors import InputError, TableError
@@ -26,7 +26,8 @@ from .conftest import (
     write_region,
 )
 
-FILES = {"od_model.pt", "lightgbm.txt", "split.csv", "training.csv", "metrics.json"}
+TREES_FILES = {"lightgbm.txt", "lightgbm_law.txt", "lightgbm_transfer.txt", "lightgbm_transfer_law.txt"}
+FILES = {"od_model.pt", *TREES_FILES, "split.csv", "training.csv", "metrics.json"}
 FILES |= {"predictions_bilinear.csv", "predictions_lightgbm.csv"}
 
 
@@ -132,7 +133,11 @@ def test_flows_of_the_test_origins_do_not_touch_the_model(town, monkeypatch):
 
 
 def test_flows_of_the_validation_origins_choose_but_do_not_train(town, monkeypatch):
-    fixed = {"select_by": "cpc", "max_epochs": 1, "trees": TreesConfig(num_trees=3, min_leaf_pairs=5, early_stopping=0)}
+    fixed = {
+        "select_by": "cpc",
+        "max_epochs": 1,
+        "trees": TreesConfig(num_trees=3, min_leaf_pairs=5, early_stopping=0, transfer_trees=0, law=False),
+    }
     before = train(town, monkeypatch, **fixed)
     split = read(town / MODEL / "split.csv").set_index("geocode").split
     flows = read(town / "data/town/flows.csv")
@@ -157,7 +162,8 @@ def test_with_early_stopping_the_trees_are_fitted_again_to_the_validation_origin
     after = torch.load(town / MODEL / "od_model.pt", weights_only=True)
     sums.append(read(town / MODEL / "predictions_lightgbm.csv").query("split == 'valid'").prediction.sum())
     assert all(torch.equal(before["model"][name], after["model"][name]) for name in before["model"])
-    assert not torch.equal(before["potentials"]["crossed"], after["potentials"]["crossed"])
+    crossed = [content["decoders"][0]["potentials"]["crossed"] for content in (before, after)]
+    assert not torch.equal(*crossed)
     assert sums[1] > 1.5 * sums[0]
 
 
@@ -172,9 +178,9 @@ def test_a_split_that_was_written_is_used_again(town, monkeypatch):
 def trained_on(town, monkeypatch, **changes):
     """What the first fit of the trees was given."""
     chosen = []
-    original = learning.fit_trees
+    original = tree_decoder.fit_trees
     with monkeypatch.context() as patch:
-        patch.setattr(learning, "fit_trees", lambda *data: (chosen.append(data[0]), original(*data))[1])
+        patch.setattr(tree_decoder, "fit_trees", lambda *data: (chosen.append(data[0]), original(*data))[1])
         train(town, monkeypatch, **changes)
     return chosen[0]
 
@@ -222,11 +228,14 @@ def test_features_are_reduced_to_components_that_travel_with_the_model(town, mon
 
 
 def test_surroundings_are_features_of_the_trees_if_asked_for(town, monkeypatch):
-    train(town, monkeypatch, max_epochs=1, context_m=[2000.0])
+    train(town, monkeypatch, max_epochs=1, context_m=[2000.0], transfer_context_m=[])
     content = torch.load(town / MODEL / "od_model.pt", weights_only=True)
-    assert content["scaling"]["context_m"] == [2000.0]
+    home, transfer = content["decoders"]
+    assert (home["context_m"], transfer["context_m"]) == ([2000.0], [])
     assert content["model"]["layers.0.res.weight"].shape == (8, 4)
-    assert set(content["tree_columns"].tolist()) <= set(range(2 * (4 + 4 + 1) + 4))
+    assert set(home["files"][0]["columns"].tolist()) <= set(range(2 * (4 + 4 + 1) + 4))
+    assert home["files"][1]["columns"].tolist() == [18, 19, 20, 21]
+    assert transfer["files"][0]["columns"].tolist() == list(range(2 * 4 + 4))
 
 
 @pytest.mark.parametrize("split", ["unit", "block", "pair"])
@@ -263,6 +272,7 @@ def test_controls_stand_beside_the_model_and_do_not_change_it(town, monkeypatch)
     alone, beside = (train(town, monkeypatch, controls=controls, max_epochs=2) for controls in (False, True))
     names = ("distance_only", "band_statistics", "shuffled_images", "untrained_encoder")
     controls = {f"controls/{name}/{file}" for name in names for file in ("od_model.pt", "lightgbm.txt")}
+    controls |= {f"controls/{name}/{file}" for name in names[2:] for file in TREES_FILES}  # those are the whole model
     assert set(beside) == set(alone) | controls
     assert {name for name in FILES if beside[name] != alone[name]} == {"metrics.json", "od_model.pt"}
     models = [torch.load(io.BytesIO(written["od_model.pt"]), weights_only=True)["model"] for written in (beside, alone)]
