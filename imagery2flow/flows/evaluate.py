@@ -80,6 +80,8 @@ def evaluate(config: EvaluateConfig, ledger: Ledger) -> Path:
     details: dict[str, list[pd.DataFrame]] = {}
     for trial in trials(config, ledger):
         settings = dataclasses.replace(config, seed=trial.seed, universe=trial.universe)
+        if trial.name != "city":  # nothing is predicted elsewhere
+            settings = dataclasses.replace(settings, trees=dataclasses.replace(config.trees, transfer_trees=0))
         table, parts = run_trial(settings, trial, ledger, device)
         rows.append(table)
         for kind, part in parts.items():

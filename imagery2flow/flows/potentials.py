@@ -24,7 +24,7 @@ from imagery2flow.flows.table import FlowTable
 SIDES = ("outflow", "inflow")
 FOLDS = 5
 MOST_UNITS = 1000  # that a process is fitted to: its cost grows with their cube
-MOST_TUNING_UNITS = 400  # that its kernel is chosen on
+MOST_TUNING_UNITS = 250  # that its kernel is chosen on
 FEWEST_UNITS_OF_A_LINE = 5
 PENALTIES = np.logspace(-1, 5, 13)
 SMALLEST_STD = 1e-9  # below, a feature is constant

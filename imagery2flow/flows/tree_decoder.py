@@ -31,7 +31,7 @@ from imagery2flow.run.files import as_tensors, existing_file, from_tensors, sha2
 from imagery2flow.run.flow_config import FlowTrainingConfig, TreesConfig
 
 POTENTIALS = 4  # purpose of random numbers; see learning.py
-SHARES = tuple(number / 10 for number in range(11))  # among which the weight of the trees that see features is chosen
+SHARES = (0.5, 0.75, 1.0)  # among which the weight of the trees that see features is chosen
 HOME, TRANSFER = "lightgbm", "lightgbm_transfer"  # of files
 
 

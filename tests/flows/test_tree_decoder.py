@@ -73,9 +73,10 @@ def test_the_prediction_is_the_average_of_the_members(seen):
 
 def test_weights_are_those_of_the_highest_score_and_of_equal_ones_the_most_even():
     count = np.array([10.0, 20.0])
-    # 1/5 of the first and 4/5 of the second are the counts.
-    assert best_weights(count, [np.array([18.0, 4.0]), np.array([8.0, 24.0])]) == pytest.approx((0.2, 0.8))
+    # 3/4 of the first and 1/4 of the second are the counts.
+    assert best_weights(count, [np.array([12.0, 16.0]), np.array([4.0, 32.0])]) == (0.75, 0.25)
     assert best_weights(count, [count, 3 * count]) == (1.0, 0.0)
+    assert best_weights(count, [3 * count, count]) == (0.5, 0.5)  # the law never weighs more
     assert best_weights(count, [count, count]) == (0.5, 0.5)
     assert best_weights(count, [3 * count]) == (1.0,)
 
