@@ -5,7 +5,7 @@
     python train_ODPrediction.py --config configs/paper/train_ODPrediction.yaml --region M1 --node_feats_path data/M1/M1_l8.csv --log M1_l8
 
 Reads   the embeddings of stage 3; <data_root>/<region>/units.gpkg and flows.csv (or --units_path, --flows_path).
-Writes  <output_dir>/<log>/: od_model.pt, lightgbm.txt, split.csv, training.csv, predictions_*.csv, metrics.json, run.json.
+Writes  <output_dir>/<log>/: od_model.pt, lightgbm*.txt, split.csv, training.csv, predictions_*.csv, metrics.json, run.json.
 Next    test_ODPrediction.py
 """
 

@@ -95,7 +95,8 @@ def test_every_artefact_is_where_the_next_stage_and_the_user_look_for_it(pipelin
         assert pd.read_csv(folder / f"data/{city}/l8_M1_untrained.csv", dtype=IDS).geocode.tolist() == table.geocode.tolist()
     names = {path.name for path in (folder / "ckpt").iterdir()}
     assert names == {f"M1_l8_img_2{ending}" for ending in (".pth", "_loss.png", "_metrics.csv", "_run.json")}
-    model = {"od_model.pt", "lightgbm.txt", "split.csv", "training.csv", "metrics.json", "run.json", "results.csv", "results_run.json"}
+    trees = {f"lightgbm{kind}.txt" for kind in ("", "_law", "_transfer", "_transfer_law")}
+    model = {"od_model.pt", *trees, "split.csv", "training.csv", "metrics.json", "run.json", "results.csv", "results_run.json"}
     tables = {"predictions_bilinear.csv", "predictions_lightgbm.csv"}
     assert {path.name for path in (folder / "outputs/M1_l8_2020").iterdir()} == model | tables | {"M2_2020", "controls"}
     controls = {"distance_only", "band_statistics", "shuffled_images", "untrained_encoder"}

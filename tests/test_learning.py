@@ -28,11 +28,12 @@ def metro(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def share_of_reachable(metro: Path, vectors: str, universe: str) -> dict[str, float]:
-    """CPC on held-out origins, as a share of the CPC that the law itself reaches there, by predictor."""
-    flags = f"--log {vectors}_{universe} --node_feats_path {vectors}.csv --region M1 --universe {universe} --controls false --device cpu"
-    run(metro, "train_ODPrediction.py", f"{flags} --population_path data/M1/population.csv")
-    folder = metro / "outputs" / f"{vectors}_{universe}"
+def share_of_reachable(metro: Path, vectors: str, universe: str, split: str, more: str = "") -> dict[str, float]:
+    """CPC on held-out pairs, as a share of the CPC that the law itself reaches there, by predictor."""
+    log = f"{vectors}_{universe}_{split}"
+    flags = f"--log {log} --node_feats_path {vectors}.csv --region M1 --universe {universe} --split {split} --controls false --device cpu"
+    run(metro, "train_ODPrediction.py", f"{flags} --population_path data/M1/population.csv {more}")
+    folder = metro / "outputs" / log
     scores = json.loads((folder / "metrics.json").read_text())
     reachable = reachable_scores(metro / "data/M1/law.csv", folder)[universe]["cpc"]
     return {name: by_universe[universe]["cpc"] / reachable for name, by_universe in scores.items()}
@@ -40,9 +41,18 @@ def share_of_reachable(metro: Path, vectors: str, universe: str) -> dict[str, fl
 
 @pytest.mark.parametrize("universe", ["gt10", pytest.param("positive", marks=pytest.mark.slow)])
 def test_the_pipeline_recovers_nine_tenths_of_the_reachable_score_and_with_shuffled_images_it_does_not(metro, universe):
-    learned, shuffled = share_of_reachable(metro, "true", universe), share_of_reachable(metro, "shuffled", universe)
+    learned, shuffled = (share_of_reachable(metro, vectors, universe, "origin") for vectors in ("true", "shuffled"))
     print(f"share of the reachable CPC, {universe}: {learned}, shuffled {shuffled}")
     for decoder in ("bilinear", "lightgbm"):
         assert learned[decoder] > learned["constant"] + 0.1
-        assert shuffled[decoder] < min(TARGET, learned[decoder]) - 0.05
+        # Not as low as the constant: destinations are known from other origins, whatever the image that stands for them.
+        assert shuffled[decoder] < min(TARGET, learned[decoder] - 0.08)
     assert max(learned["bilinear"], learned["lightgbm"]) >= TARGET
+
+
+def test_in_new_places_too_the_images_are_what_tells(metro):
+    """Both ends held out, trees only: besides its image, a place is known by its area and by how densely tracts lie there."""
+    learned, shuffled = (share_of_reachable(metro, vectors, "gt10", "unit", "--max_epochs 1") for vectors in ("true", "shuffled"))
+    print(f"share of the reachable CPC, both ends held out: {learned}, shuffled {shuffled}")
+    assert learned["lightgbm"] >= TARGET
+    assert shuffled["lightgbm"] < learned["lightgbm"] - 0.1

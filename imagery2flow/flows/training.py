@@ -2,7 +2,7 @@
 
 First the graph network with the bilinear decoder, then the trees (``flows.learning``). The test pairs are looked at once, at the end.
 
-Writes ``<output_dir>/<log>/``: od_model.pt, lightgbm.txt, split.csv, training.csv, predictions_bilinear.csv, predictions_lightgbm.csv,
+Writes ``<output_dir>/<log>/``: od_model.pt, lightgbm*.txt, split.csv, training.csv, predictions_bilinear.csv, predictions_lightgbm.csv,
 metrics.json, run.json; controls/<name>/ with the models that the scores are read against.
 """
 

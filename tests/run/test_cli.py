@@ -80,7 +80,7 @@ def test_a_flag_of_several_values_may_be_empty(parse):
 def test_a_region_and_its_files_may_be_one_or_several(parse):
     flags = ["--node_feats_path", "a.csv", "--region", "M1"]
     one = parse(*flags, config_class=FlowTrainingConfig)
-    assert (one.region, one.node_feats_path, one.units_path, one.context_m) == (["M1"], ["a.csv"], [], [1000.0])
+    assert (one.region, one.node_feats_path, one.units_path, one.context_m) == (["M1"], ["a.csv"], [], [500.0, 1500.0, 4000.0])
     several = parse(*flags, "01", "--flows_path", "f", "7", "--context_m", "300", "1e3", config_class=FlowTrainingConfig)
     assert (several.region, several.flows_path, several.context_m) == (["M1", "01"], ["f", "7"], [300.0, 1000.0])
     assert parse(*flags, "--context_m", config_class=FlowTrainingConfig).context_m == []
