@@ -5,7 +5,7 @@
 
 Manhattan with three tracts in ten held out at both ends, the Bronx from Manhattan and Staten Island, and a fifth of the origins of the five boroughs;
 each several times, with another split or other random numbers. Default settings throughout. Evaluations run beside each other, one thread each.
-Patches, the encoder (of Manhattan's patches) and vectors that are there already are not made again.
+Patches and the encoder (of Manhattan's patches) that are there already are not made again.
 """
 
 from __future__ import annotations
@@ -100,8 +100,7 @@ def main() -> None:
 
     sample.encoder(ENCODER)
     for city in (MANHATTAN, BRONX, STATEN_ISLAND, NYC):
-        if not (sample.out / city.name / f"{ENCODER}.csv").is_file():
-            sample.vectors(city, ENCODER)
+        sample.vectors(city, ENCODER)  # seconds, and never those of an earlier encoder
     started = datetime.datetime.now()
     print(
         f"{started:%H:%M:%S} evaluates {len(TASKS)} tasks with {flags.seeds} seeds each; logs are in {sample.out / 'evaluation'}",

@@ -76,10 +76,9 @@ def compare(
     label = split.of(pairs)
     train, valid = (pairs.select(label == name) for name in ("train", "valid"))
     scaling = fit_scaling(source, config.area_feature, config.num_components)
-    features = scaling.features(source)
-    potentials = fit_potentials(features, concatenate(train, valid), random_numbers(config.seed, POTENTIALS))
-    own = potentials.of_source(features)
-    logs = (own, own if target is source else potentials.of(scaling.features(target)))
+    potentials = fit_potentials(scaling.quantities(source), concatenate(train, valid), random_numbers(config.seed, POTENTIALS))
+    own = potentials.of_source(scaling.quantities(source))
+    logs = (own, own if target is source else potentials.of(scaling.quantities(target)))
     size = (np.maximum(np.expm1(logs[0]), 0.0), np.maximum(np.expm1(logs[1]), 0.0))
     task = Comparison(source, target, scaling, train, valid, tested, size, config.seed, device)
     found: dict[str, np.ndarray] = {}

@@ -2,7 +2,7 @@
 
 Of each unit of the training pairs log(1 + outflow) and log(1 + inflow) are known. Ridge regression, and a Gaussian process of what it leaves over
 (Rasmussen and Williams 2006, sec. 2.7, radial kernel and noise), predict them from the unit's features: the line goes on where another city lies outside
-the source city's range, the process falls back to it there (docs/experiments.md). Trees that read a prediction fitted to the very unit would trust it too much, so that for units of the
+the source city's range, the process stays as at its edge (docs/experiments.md). Trees that read a prediction fitted to the very unit would trust it too much, so that for units of the
 training pairs it comes from the other four fifths of them (cross-fitting); for any other unit, of this city or another, from all.
 """
 

@@ -24,7 +24,7 @@ from imagery2flow.flows.training import CONTROLS_FOLDER
 from imagery2flow.run.device import choose_device, deterministic_on_cpu
 from imagery2flow.run.errors import InputError
 from imagery2flow.run.files import TableWriter, write_json
-from imagery2flow.run.flow_config import FlowTestConfig
+from imagery2flow.run.flow_config import DECODERS, FlowTestConfig
 from imagery2flow.run.stage import Ledger
 
 PAIRS_PER_BLOCK = 1_000_000
@@ -44,6 +44,7 @@ def test_flows(config: FlowTestConfig, ledger: Ledger) -> Path:
     folder = Path(config.model_dir) / f"{region.name}_{config.year}"
     with deterministic_on_cpu(record.device):
         predictor = RegionPredictor(record, record.embed(region), config.decoders)
+        note_decoder(predictor, region, ledger)
         if config.origin_totals_path is not None:
             totals = read_unit_column(
                 config.origin_totals_path,
@@ -81,6 +82,20 @@ def check_model(config: FlowTestConfig, record: FlowRecord, ledger: Ledger) -> N
             )
     if config.max_epochs is not None or config.lr is not None:
         ledger.note("--max_epochs and --lr are without effect here: testing trains nothing")
+
+
+def note_decoder(predictor: RegionPredictor, region: Region, ledger: Ledger) -> None:
+    """Says which LightGBM decoder predicts, and where that may surprise."""
+    record, known = predictor.record, int(predictor.record.known_units(region.graph).sum())
+    if record.transfer is None or "lightgbm" not in predictor.decoders:
+        return
+    if predictor.embedded.trees is record.transfer:
+        also = f"; {known:,} of its {len(region.graph.geocodes):,} units are of the source region" if known else ""
+        ledger.note(f"LightGBM: the trees for other regions than {record.region}{also}")
+    elif known < len(record.centroid):
+        ledger.note(
+            f"LightGBM: the trees for {record.region}, of whose {len(record.centroid):,} units only these {known:,} are here: what lies around those at the border is unknown"
+        )
 
 
 def check_distances(config: FlowTestConfig, record: FlowRecord, region: Region) -> None:
@@ -195,6 +210,7 @@ def control_scores(config: FlowTestConfig, region: Region, fair: Choice, ledger:
         if seen is None:
             ledger.note(f"no control with {name}: this region lacks the columns that it reads")
             continue
-        for decoder, values in scores_of(record, seen, fair).items():
+        decoders = config.decoders if name in (SHUFFLED, UNTRAINED) else DECODERS
+        for decoder, values in scores_of(record, seen, fair, decoders).items():
             scores[f"{decoder}, {name}" if name in (SHUFFLED, UNTRAINED) else name] = values
     return scores

@@ -120,7 +120,7 @@ def reachable_scores(law_path: Path, folder: Path) -> dict[str, dict[str, float]
         folder: Folder of the predictions; a column ``split`` (stage 4) or ``scored`` (stage 5) says which pairs were scored.
     """
     ids = ("h_geocode", "w_geocode")
-    tables = sorted(folder.glob("predictions_bilinear.*"))
+    tables = sorted(folder.glob("predictions_*"))  # whatever decoder was asked for: the pairs are the same
     pairs = read_table(tables[0], "predictions", ids).dropna(subset=["count"])
     if "split" in pairs:
         pairs = pairs[pairs.split == "test"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from imagery2flow.flows.metrics import ScoredPairs
 from imagery2flow.flows.record import FlowRecord
 from imagery2flow.flows.region import Region
 from imagery2flow.flows.table import UNIVERSES, FlowTable
+from imagery2flow.run.flow_config import DECODERS
 
 Scores = dict[str, dict[str, dict[str, float]]]  # predictor -> universe -> score
 Choice = Callable[[FlowTable], np.ndarray]  # pairs -> which of them are scored [num_pairs]
@@ -50,10 +51,10 @@ def in_universe(name: str, pairs: FlowTable) -> np.ndarray:
     return (pairs.block[pairs.origin] >= 0) & (pairs.block[pairs.origin] == pairs.block[pairs.destination])
 
 
-def scores_of(record: FlowRecord, region: Region, chosen: Choice) -> Scores:
+def scores_of(record: FlowRecord, region: Region, chosen: Choice, decoders: Sequence[str] = DECODERS) -> Scores:
     """Scores of each decoder by universe; a universe without chosen pairs has none."""
     pairs = chosen_pairs(region.observed(), chosen)
-    predictions = record.predict(record.embed(region), pairs)
+    predictions = record.predict(record.embed(region), pairs, decoders)
     return {decoder: score_universes(region, pairs, values, record.constant) for decoder, values in predictions.items()}
 
 

@@ -27,7 +27,7 @@ from imagery2flow.run.files import check_output_folder, write_json, write_table
 from imagery2flow.run.flow_config import FlowTrainingConfig
 from imagery2flow.run.stage import Ledger
 
-SPLIT = 0  # purpose of random numbers, as a key of ``run.device.generator``; the others are in fitting.py, learning.py and controls.py
+SPLIT = 0  # purpose of random numbers, as a key of ``run.device.generator``; 1 to 3 are in fitting.py, 4 in tree_decoder.py, 5 in sampling.py, 6 in controls.py
 CONTROLS_FOLDER = "controls"
 
 

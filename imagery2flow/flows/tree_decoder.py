@@ -30,7 +30,7 @@ from imagery2flow.run.errors import InputError
 from imagery2flow.run.files import as_tensors, existing_file, from_tensors, sha256
 from imagery2flow.run.flow_config import FlowTrainingConfig, TreesConfig
 
-POTENTIALS = 4  # purpose of random numbers; see learning.py
+POTENTIALS = 4  # purpose of random numbers
 SHARES = (0.5, 0.75, 1.0)  # among which the weight of the trees that see features is chosen
 HOME, TRANSFER = "lightgbm", "lightgbm_transfer"  # of files
 

@@ -29,12 +29,12 @@ class TreesConfig:
         feature_share: Share of the features that each tree may use. Published: 1.
         pair_share: Share of the training pairs that each tree sees. Published: 1.
         objective: poisson fits expected counts, l2 is the published squared error on raw counts.
-        early_stopping: Stop after this many trees without a better validation score, then fit so many on training and validation pairs together; 0 is the published fixed number of trees.
+        early_stopping: Stop after this many trees without a better validation score, then fit so many on training and validation pairs together; 0 fits num_trees, as published, on training pairs.
         embeddings: Give the trees the network's embeddings of both ends, as published.
         unit_features: Give the trees the features of both ends that the network sees, and those of their surroundings. Published: not.
         potentials: Give the trees the outflow and inflow that imagery alone predicts for both ends. Published: not.
         law: Average them with trees that see potentials and distance only and may only rise with the ones and fall with the other. Published: not.
-        transfer_trees: For other cities fit so many trees of their own, which see transfer_context_m around a unit; 0 uses the source city's there too, as published.
+        transfer_trees: For other cities fit so many trees of their own, on training and validation pairs, which see transfer_context_m around a unit; 0 uses the source city's there too, as published.
     """
 
     num_trees: int = 3000

@@ -10,6 +10,7 @@ from imagery2flow.flows import evaluate as module
 from imagery2flow.flows import potentials
 from imagery2flow.flows.controls import BANDS, DISTANCE, SHUFFLED, UNTRAINED
 from imagery2flow.flows.evaluate import evaluate, trials
+from imagery2flow.flows.record import FlowRecord
 from imagery2flow.run.errors import InputError
 from imagery2flow.run.flow_config import EvaluateConfig, TreesConfig
 from imagery2flow.run.stage import Ledger
@@ -275,3 +276,17 @@ def test_trials_test_pairs_that_the_split_says(town, monkeypatch):
         if trial.name == "unit":
             assert held_out[pairs.destination].all()
             assert len(pairs) == held_out.sum() ** 2 or trial.universe == "positive"
+
+
+def test_another_city_is_predicted_by_the_trees_for_other_cities_and_the_source_by_its_own(town, monkeypatch, one_kernel):
+    write_town(town, "city", "07", seed=1)
+    used = []
+    original = FlowRecord.predict
+
+    def record(self, embedded, *others):
+        used.append((embedded.seen.region.names, "transfer" if embedded.trees is self.transfer else "home", self.transfer is None))
+        return original(self, embedded, *others)
+
+    monkeypatch.setattr(FlowRecord, "predict", record)
+    run(town, monkeypatch, "town", "city", test_region=["city"], splits=["city", "unit"], controls=False)
+    assert used == [(("city",), "transfer", False), (("town",), "home", True)]  # for the source alone no others are fitted

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -171,6 +172,28 @@ def test_one_decoder_alone_predicts_and_is_scored_if_so_asked(here):
     assert set(scores_of(one)) == {"bilinear", "constant"}
     with pytest.raises(InputError, match="--decoders none must be among bilinear, lightgbm"):
         run("village", 2026, decoders=[])
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_whole_models_among_the_controls_are_scored_by_the_decoders_that_were_asked_for(here, monkeypatch, decoder):
+    controls = Path("outputs/default/controls")
+    for name in ("shuffled_images", "band_statistics"):
+        shutil.copytree("outputs/default", controls / name, ignore=shutil.ignore_patterns("controls", "*_20*"))
+    try:
+        monkeypatch.setattr(prediction, "as_seen", lambda name, region, seed: region)
+        scores = scores_of(run("village", 2027, decoders=[decoder]))
+    finally:
+        shutil.rmtree(controls)
+    assert set(scores) == {decoder, f"{decoder}, shuffled images", "band statistics", "constant"}
+
+
+def test_the_ledger_says_which_trees_predict(here):
+    notes = {}
+    for region in ("town", "village"):
+        ledger = Ledger("test", quiet=True)
+        run(region, 2028, ledger)
+        notes[region] = [note for note in ledger.notes if note.startswith("LightGBM")]
+    assert notes == {"town": [], "village": ["LightGBM: the trees for other regions than town"]}
 
 
 @pytest.mark.parametrize("trained_on_table", [False, True])

@@ -110,3 +110,9 @@ def test_a_score_that_does_not_exist_is_null_in_json_and_nan_in_the_table(model,
     assert '"mae": null' in Path("outputs/m/far_2020/metrics.json").read_text()
     collect_results(ResultsConfig(log="m"), ledger)
     assert pd.read_csv("outputs/m/results.csv").query("region == 'far'").mae.isna().all()
+
+
+def test_the_table_of_either_decoder_says_which_pairs_were_scored(model):
+    expected = reachable_scores(Path("data/own/law.csv"), Path("outputs/m"))
+    Path("outputs/m/predictions_bilinear.csv").rename("outputs/m/predictions_lightgbm.csv")
+    assert reachable_scores(Path("data/own/law.csv"), Path("outputs/m")) == expected

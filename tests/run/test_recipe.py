@@ -44,13 +44,13 @@ def test_the_flow_model_is_trained_as_published():
     assert (recipe.lr, recipe.sigma_lr, recipe.warmup_epochs, recipe.decay_epochs, recipe.grad_norm) == (1e-5, 1e-2, 5, 40, 1.0)
     assert (recipe.evaluate_every, recipe.select_by, recipe.universe, recipe.loss) == (5, "rmse", "gt10", "balanced_mse")
     ours = (recipe.area_feature, recipe.unit_terms, recipe.pair_distance, recipe.num_components, recipe.dropout, recipe.weight_decay)
-    assert not any((*ours, recipe.context_m, recipe.dual_encoder))
+    assert not any((*ours, recipe.context_m, recipe.transfer_context_m, recipe.dual_encoder))
     assert recipe.split == "origin"
     assert recipe.controls is FlowTrainingConfig(node_feats_path=["t.csv"], region=["M1"]).controls
     trees = recipe.trees
     assert (trees.num_trees, trees.max_depth, trees.learning_rate, trees.objective) == (100, 2, 0.1, "l2")
     assert (trees.embeddings, trees.feature_share, trees.pair_share) == (True, 1.0, 1.0)
-    assert not (trees.early_stopping or trees.unit_features or trees.potentials)
+    assert not (trees.early_stopping or trees.unit_features or trees.potentials or trees.law or trees.transfer_trees)
     assert read_recipe("get_img_embedding", "--data_path", "p", "--output_path", "t.csv").band_statistics is False
 
 
