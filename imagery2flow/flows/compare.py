@@ -120,16 +120,9 @@ def radiation_rows(task: Comparison) -> dict[str, np.ndarray]:
 
 def deep_gravity_rows(task: Comparison) -> dict[str, np.ndarray]:
     """Deep Gravity on the features that the graph network sees."""
-    train, valid, tested = task.train, task.valid, task.tested
+    tested = task.tested
     fitted = fit_deep_gravity(
-        task.scaling.features(task.source),
-        train.origin,
-        train.destination,
-        task.scaling.relative_distance(task.source, train),
-        train.count,
-        arrays(task, valid),
-        task.seed,
-        task.device,
+        task.scaling.features(task.source), arrays(task, task.train), arrays(task, task.valid), task.seed, task.device
     )
     distance = task.scaling.relative_distance(task.target, tested)
     outflow = task.margin(tested, tested.origin)
@@ -144,10 +137,7 @@ def gmel_rows(task: Comparison) -> dict[str, np.ndarray]:
         task.scaling.features(task.source),
         graph.edge,
         graph.edge_distance_m()[:, None] / task.scaling.edge_m,
-        train.origin,
-        train.destination,
-        task.scaling.relative_distance(task.source, train),
-        train.count,
+        arrays(task, train),
         task.margin(train, train.destination),
         task.margin(train, train.origin),
         arrays(task, task.valid),

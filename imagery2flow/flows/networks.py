@@ -32,10 +32,10 @@ from torch import Tensor, nn
 
 with warnings.catch_warnings():  # torch_geometric 2.7 calls what torch 2.11 deprecates; the user cannot mend it
     warnings.filterwarnings("ignore", message=".*torch.jit.script.*", category=FutureWarning)
-    from torch_geometric.nn import GATConv
     from torch_geometric.utils import scatter, softmax
 
-from imagery2flow.flows.model import NEGATIVE_SLOPE
+from imagery2flow.flows.fitting import PairTensors
+from imagery2flow.flows.model import attention_layers
 from imagery2flow.run.device import CPU, deterministic_on_cpu, generator, seeded
 from imagery2flow.run.errors import InputError
 
@@ -98,28 +98,12 @@ class GmelConfig:
     max_depth: int = 2
 
 
-@dataclass(frozen=True)
-class PairTensors:
-    """Pairs on the device, sorted by origin and destination: positions, scaled distance, commuters; [num_pairs] each."""
-
-    origin: Tensor
-    destination: Tensor
-    distance: Tensor
-    count: Tensor
-
-    def __len__(self) -> int:
-        return len(self.origin)
-
-    def select(self, chosen: Tensor) -> PairTensors:
-        """Some of the pairs."""
-        return PairTensors(self.origin[chosen], self.destination[chosen], self.distance[chosen], self.count[chosen])
-
-
 def to_tensors(pairs: PairArrays, device: torch.device) -> PairTensors:
     """Sorts pairs, so that their order changes nothing, and moves them to the device."""
     order = np.lexsort((pairs[1], pairs[0]))
-    positions = (torch.as_tensor(part[order], dtype=torch.long, device=device) for part in pairs[:2])
-    return PairTensors(*positions, *(to_float(part[order], device) for part in pairs[2:]))
+    origin, destination = (torch.as_tensor(part[order], dtype=torch.long, device=device) for part in pairs[:2])
+    distance, count = (to_float(part[order], device) for part in pairs[2:])
+    return PairTensors(origin, destination, distance, count, weight=torch.ones_like(count))
 
 
 def to_float(values: np.ndarray, device: torch.device) -> Tensor:
@@ -201,10 +185,7 @@ class DeepGravity:
 
 def fit_deep_gravity(
     features: np.ndarray,
-    origin: np.ndarray,
-    destination: np.ndarray,
-    distance: np.ndarray,
-    count: np.ndarray,
+    train: PairArrays,
     valid: PairArrays | None,
     seed: int,
     device: torch.device,
@@ -214,10 +195,7 @@ def fit_deep_gravity(
 
     Args:
         features: Of mean about 0 and deviation about 1 [num_units, dim].
-        origin: Positions [num_pairs].
-        destination: Positions [num_pairs].
-        distance: Scaled, about 0 to 1 [num_pairs].
-        count: Commuters, 0 or more [num_pairs].
+        train: Pairs; distances scaled to about 0 to 1, 0 or more commuters.
         valid: Pairs of other origins, which choose the epoch; None for the last one.
         seed: Of first weights, order of the origins, and dropout.
         device: Where to train.
@@ -227,7 +205,7 @@ def fit_deep_gravity(
         InputError: The training diverged.
     """
     config = config or DeepGravityConfig()
-    units, train = to_float(features, device), to_tensors((origin, destination, distance, count), device)
+    units, pairs_of_training = to_float(features, device), to_tensors(train, device)
     held_out = None if valid is None else to_tensors(valid, device)
     with seeded(seed, WEIGHTS):
         network = DeepGravityNetwork(features.shape[1], config).to(device)
@@ -237,7 +215,7 @@ def fit_deep_gravity(
         return share_loss(network(units, pairs.origin, pairs.destination, pairs.distance), pairs.origin, pairs.count)
 
     def run_epoch(epoch: int) -> None:
-        for batch in batches_of_origins(train, config.origins_per_batch, generator(seed, ORDER, epoch)):
+        for batch in batches_of_origins(pairs_of_training, config.origins_per_batch, generator(seed, ORDER, epoch)):
             step(optimizer, loss_of(batch))
 
     validate = None if held_out is None else lambda: float(loss_of(held_out))
@@ -289,13 +267,7 @@ class GmelNetwork(nn.Module):
         super().__init__()
         width = config.embedding_size
         widths = [in_dim] + [width] * config.num_layers
-        self.as_origin, self.as_destination = (
-            nn.ModuleList(
-                GATConv(a, b, heads=1, edge_dim=1, add_self_loops=False, bias=False, negative_slope=NEGATIVE_SLOPE, residual=True)
-                for a, b in pairwise(widths)
-            )
-            for _ in range(2)
-        )
+        self.as_origin, self.as_destination = attention_layers(widths), attention_layers(widths)
         self.interaction = nn.Parameter(torch.randn(width, width) / width)
         self.offset = nn.Parameter(torch.zeros(()))
         self.inflow, self.outflow = nn.Linear(width, 1), nn.Linear(width, 1)
@@ -343,7 +315,7 @@ class Gmel:
         destination: np.ndarray,
         distance: np.ndarray,
     ) -> np.ndarray:
-        """Flows in commuters, 0 or more [num_pairs]; arguments as those of ``fit_gmel``."""
+        """Flows in commuters, 0 or more [num_pairs]; arguments as the parts of those of ``fit_gmel``."""
         embedded = embed_units(self.network, features, edge, edge_weight, self.device)
         blocks = [slice(start, start + PAIRS_PER_BLOCK) for start in range(0, len(origin), PAIRS_PER_BLOCK)]
         parts = [self.trees.predict(tree_features(*embedded, origin[block], destination[block], distance[block])) for block in blocks]
@@ -354,10 +326,7 @@ def fit_gmel(
     features: np.ndarray,
     edge: np.ndarray,
     edge_weight: np.ndarray,
-    origin: np.ndarray,
-    destination: np.ndarray,
-    distance: np.ndarray,
-    count: np.ndarray,
+    train: PairArrays,
     inflow: np.ndarray,
     outflow: np.ndarray,
     valid: PairArrays | None,
@@ -371,10 +340,7 @@ def fit_gmel(
         features: Of mean about 0 and deviation about 1 [num_units, dim].
         edge: Positions of (neighbour, unit) [2, num_edges].
         edge_weight: Scaled distance between them [num_edges, 1].
-        origin: Positions [num_pairs].
-        destination: Positions [num_pairs].
-        distance: Scaled, about 0 to 1 [num_pairs].
-        count: Commuters, 0 or more [num_pairs].
+        train: Pairs; distances scaled to about 0 to 1, 0 or more commuters.
         inflow: Commuters who arrive at each unit by the training pairs; read for units with such a pair only [num_units].
         outflow: Commuters who leave, likewise [num_units].
         valid: Pairs that choose the epoch by the RMSE of the bilinear form; None for the last one.
@@ -386,7 +352,7 @@ def fit_gmel(
         InputError: The training diverged.
     """
     config = config or GmelConfig()
-    train = to_tensors((origin, destination, distance, count), device)
+    pairs_of_training = to_tensors(train, device)
     held_out = None if valid is None else to_tensors(valid, device)
     graph = to_float(features, device), torch.as_tensor(edge, device=device), to_float(edge_weight, device)
     margins = to_float(inflow, device), to_float(outflow, device)
@@ -395,8 +361,8 @@ def fit_gmel(
     optimizer = torch.optim.Adam(network.parameters(), lr=config.lr)
 
     def run_epoch(epoch: int) -> None:
-        for chosen in torch.randperm(len(train), generator=generator(seed, ORDER, epoch)).split(config.pairs_per_batch):
-            batch = train.select(chosen.to(device))
+        for chosen in torch.randperm(len(pairs_of_training), generator=generator(seed, ORDER, epoch)).split(config.pairs_per_batch):
+            batch = pairs_of_training.select(chosen.to(device))
             step(optimizer, network.loss(network.embed(*graph), batch, *margins, config.task_weights), config.grad_norm)
 
     def rmse(pairs: PairTensors) -> float:
@@ -405,7 +371,7 @@ def fit_gmel(
     with deterministic_on_cpu(device):
         keep_best(network, run_epoch, None if held_out is None else lambda: rmse(held_out), config.max_epochs, config.patience)
     embedded = embed_units(network, features, edge, edge_weight, device)
-    return Gmel(network, fit_trees(embedded, train, seed, config), device)
+    return Gmel(network, fit_trees(embedded, pairs_of_training, seed, config), device)
 
 
 @torch.inference_mode()

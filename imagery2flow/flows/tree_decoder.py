@@ -11,7 +11,7 @@ unit lies. The one for the source city reads them, the one for other cities read
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +42,13 @@ class Seen:
     region: Region
     scaling: Scaling
     hidden: torch.Tensor | None
+    known: dict[tuple[float, ...], np.ndarray] = field(default_factory=dict, repr=False, compare=False)
 
     def surroundings(self, radii_m: tuple[float, ...]) -> np.ndarray:
-        """Averages around the units: [num_units, around]."""
-        return self.scaling.surroundings(self.region, radii_m)
+        """Averages around the units: [num_units, around]; reckoned once, as the work grows with the square of the units."""
+        if radii_m not in self.known:
+            self.known[radii_m] = self.scaling.surroundings(self.region, radii_m)
+        return self.known[radii_m]
 
     def relative_distance(self, pairs: FlowTable) -> np.ndarray:
         """Distance of pairs relative to the source region's largest: [num_pairs]."""

@@ -68,7 +68,7 @@ class City:
 
 
 def fit_deep(city, chosen=slice(None), valid=None, seed=0, config=DEEP):
-    return fit_deep_gravity(city.features, *city.pairs(chosen), valid, seed, CPU, config)
+    return fit_deep_gravity(city.features, city.pairs(chosen), valid, seed, CPU, config)
 
 
 def predict_deep(model, city, chosen=slice(None)):
@@ -78,7 +78,7 @@ def predict_deep(model, city, chosen=slice(None)):
 def fit_graph(city, chosen=slice(None), valid=None, seed=0, config=GMEL):
     origin, destination, _, count = city.pairs(chosen)
     inflow, outflow = np.bincount(destination, count, NUM_UNITS), np.bincount(origin, count, NUM_UNITS)
-    return fit_gmel(*city.graph, *city.pairs(chosen), inflow, outflow, valid, seed, CPU, config)
+    return fit_gmel(*city.graph, city.pairs(chosen), inflow, outflow, valid, seed, CPU, config)
 
 
 def predict_graph(model, city, chosen=slice(None)):

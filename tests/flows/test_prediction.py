@@ -2,6 +2,7 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from imagery2flow.flows import metrics, prediction
+from imagery2flow.flows.outflow import RegionPredictor
 from imagery2flow.flows.prediction import test_flows as predict_flows
 from imagery2flow.flows.record import load_record
 from imagery2flow.flows.results import read_scores
@@ -17,7 +19,7 @@ from imagery2flow.run.errors import InputError, MissingInputError, TableError
 from imagery2flow.run.files import read_table
 from imagery2flow.run.stage import Ledger
 
-from .conftest import GEOCODES, NUM_UNITS, files_of, prediction_config, rename_ids, training_config, write_region
+from .conftest import GEOCODES, NUM_UNITS, files_of, make_region, prediction_config, rename_ids, training_config, write_region
 
 DECODERS = ("bilinear", "lightgbm")
 
@@ -194,6 +196,24 @@ def test_the_ledger_says_which_trees_predict(here):
         run(region, 2028, ledger)
         notes[region] = [note for note in ledger.notes if note.startswith("LightGBM")]
     assert notes == {"town": [], "village": ["LightGBM: the trees for other regions than town"]}
+
+
+def test_the_ledger_says_where_known_and_unknown_units_mix(here):
+    """A part of the source region keeps its trees; with one unit more than the source has, a region is another."""
+    record = load_record(Path("outputs/default"), torch.device("cpu"))
+    notes = {}
+    for name, geocodes in (("part", GEOCODES), ("mixed", (*GEOCODES[:-1], "9999999"))):
+        region = dataclasses.replace(make_region(flows=False))
+        region = dataclasses.replace(region, graph=dataclasses.replace(region.graph, geocodes=geocodes))
+        source = dataclasses.replace(record, centroid=record.centroid | {"new": (0.0, 0.0)}) if name == "part" else record
+        trees = source.home if name == "part" else source.transfer
+        ledger = Ledger("test", quiet=True)
+        prediction.note_decoder(RegionPredictor(source, SimpleNamespace(trees=trees)), region, ledger)
+        notes[name] = ledger.notes
+    assert notes["mixed"] == [
+        f"LightGBM: the trees for other regions than town; {NUM_UNITS - 1} of its {NUM_UNITS} units are of the source region"
+    ]
+    assert notes["part"][0].startswith(f"LightGBM: the trees for town, of whose {NUM_UNITS + 1} units only these {NUM_UNITS} are here")
 
 
 @pytest.mark.parametrize("trained_on_table", [False, True])

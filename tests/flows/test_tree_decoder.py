@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from imagery2flow.flows import tree_decoder
-from imagery2flow.flows.scaling import fit_scaling
+from imagery2flow.flows.scaling import Scaling, fit_scaling
 from imagery2flow.flows.tree_decoder import Lesson, Seen, UnitInputs, best_weights, fit_home, fit_transfer, load_decoder, save_decoder
 from imagery2flow.run.errors import MissingInputError
 from imagery2flow.run.flow_config import TreesConfig
@@ -151,3 +151,13 @@ def test_a_name_in_the_model_leads_to_no_file_outside_its_folder(seen, tmp_path)
     stored["files"][0]["name"] = "../trees.txt"
     with pytest.raises(MissingInputError, match=r"model/trees.txt"):
         load_decoder(folder, stored)
+
+
+def test_surroundings_are_reckoned_once_for_each_set_of_radii(seen, monkeypatch):
+    asked = []
+    original = Scaling.surroundings
+    monkeypatch.setattr(Scaling, "surroundings", lambda self, region, radii_m: asked.append(radii_m) or original(self, region, radii_m))
+    fresh = Seen(seen.region, seen.scaling, seen.hidden)
+    fit_home(lesson(fresh, trees=dataclasses.replace(TREES, early_stopping=3)))
+    fit_transfer(lesson(fresh))
+    assert asked == [tuple(RADII_M), tuple(TRANSFER_RADII_M)]
