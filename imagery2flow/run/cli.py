@@ -17,7 +17,7 @@ from imagery2flow.run.errors import InputError
 
 Config = TypeVar("Config")
 # What jsonargparse says of a value of the wrong type, and what we say instead.
-WRONG_TYPE = re.compile(r'Parser key "(?P<flag>[\w.]+)": Expected an? (?P<kind>.+)\. Got value: (?P<value>.*)')
+WRONG_TYPE = re.compile(r'Parser key "(?P<flag>[\w.]+)"(?: element \d+)?: Expected an? (?P<kind>.+)\. Got value: (?P<value>.*)')
 KINDS = {"<class 'int'>": "a whole number", "<class 'float'>": "a number", "<class 'bool'>": "true or false"}
 
 

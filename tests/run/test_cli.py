@@ -211,3 +211,10 @@ def test_the_settings_file_is_named_in_either_form_of_the_flag(refuse, tmp_path)
     path.write_text("schedul: [1]\n")
     for flags in (["--config", str(path)], [f"--config={path}"]):
         assert f"error: --config {path}: " in refuse("--data_path", "p", *flags)
+
+
+def test_a_wrong_item_of_a_list_is_named_like_any_wrong_value(refuse):
+    said = refuse("--node_feats_path", "a.csv", "--region", "M2", "--decoders", "bilinear", "tree", config_class=FlowTestConfig)
+    assert "--decoders tree must be one of 'bilinear', 'lightgbm'" in said
+    said = refuse("--node_feats_path", "a.csv", "--region", "M2", "--context_m", "5", "x", config_class=FlowTrainingConfig)
+    assert "--context_m x must be a number" in said
