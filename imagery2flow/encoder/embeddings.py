@@ -21,7 +21,8 @@ from tqdm import tqdm
 from imagery2flow.encoder.backbones import build_backbone
 from imagery2flow.encoder.checkpoint import check_scale, find_checkpoint, load_encoder
 from imagery2flow.imagery.patchset import PatchSet, load_patches, unit_statistics
-from imagery2flow.imagery.views import Pyramid, build_pyramid, embedding_views
+from imagery2flow.imagery.pyramid import Pyramid, build_pyramid
+from imagery2flow.imagery.views import embedding_views
 from imagery2flow.run.config import EmbeddingConfig, log_name
 from imagery2flow.run.device import make_fabric
 from imagery2flow.run.files import check_table_suffix, untrained_path, write_table

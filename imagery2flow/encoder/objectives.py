@@ -15,10 +15,12 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from imagery2flow.run.device import seeded
 
 Gather = Callable[[Tensor], Tensor]
+SIMILARITIES_PER_BLOCK = 1 << 24  # 64 MB in single precision
 
 
 def nt_xent(
@@ -45,13 +47,31 @@ def nt_xent(
     with torch.autocast(first.device.type, enabled=False):
         local = nn.functional.normalize(torch.stack([first, second]).float(), dim=-1)  # [2, n, dim]
         everyone = [local] if gather is None else gather_unequal(local, gather, shares)  # [2, shares[i], dim] each
-        queries, keys = local.reshape(2 * n, dim), torch.cat([part.reshape(-1, dim) for part in everyone])
-        logits = queries @ keys.T / temperature  # [2n, 2N]
-        own = torch.arange(2 * n, device=logits.device) + 2 * sum(shares[:rank])
-        logits = logits.masked_fill(nn.functional.one_hot(own, len(keys)).bool(), -torch.inf)
+        queries, keys = local.reshape(2 * n, dim) / temperature, torch.cat([part.reshape(-1, dim) for part in everyone])  # [2N, dim]
+        own = torch.arange(2 * n, device=keys.device) + 2 * sum(shares[:rank])
         partner = own.reshape(2, n).flip(0).reshape(-1)
-        weight = len(shares) * n / sum(shares)
-        return weight * nn.functional.cross_entropy(logits, partner), weight * (logits.argmax(dim=1) == partner).float().mean()
+        rows = max(1, SIMILARITIES_PER_BLOCK // len(keys))
+        if len(queries) <= rows:
+            losses, hits = block_loss(queries, own, partner, keys)
+        else:  # each block's similarities are computed once more for the gradient, so that no more than one block is held
+            blocks = zip(*(part.split(rows) for part in (queries, own, partner)), strict=True)
+            parts = [checkpoint(block_loss, *block, keys, use_reentrant=False) for block in blocks]
+            losses, hits = (torch.stack(part).sum(dim=0) for part in zip(*parts, strict=True))
+        weight = len(shares) / (2 * sum(shares))
+        return weight * losses, weight * hits
+
+
+def block_loss(queries: Tensor, own: Tensor, partner: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum of the losses of some views, and how many find their partner.
+
+    Args:
+        queries: Normalised projections, divided by the temperature [rows, dim].
+        own: Each view's own place among the keys [rows].
+        partner: Its partner's [rows].
+        keys: Normalised projections of all views [2N, dim].
+    """
+    logits = (queries @ keys.T).scatter(1, own[:, None], -torch.inf)  # [rows, 2N]
+    return nn.functional.cross_entropy(logits, partner, reduction="sum"), (logits.argmax(dim=1) == partner).sum()
 
 
 def gather_unequal(local: Tensor, gather: Gather, shares: Sequence[int]) -> list[Tensor]:
@@ -80,10 +100,11 @@ class SimCLR(nn.Module):
     def __init__(self, backbone: nn.Module, dim: int, projection_dim: int, seed: int) -> None:
         super().__init__()
         self.backbone = backbone
+        self.encode: Callable[[Tensor], Tensor] = backbone.forward  # or the same compiled, under the same names of weights
         with seeded(seed):
             self.projector = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, projection_dim))
 
     def forward(self, views: Tensor) -> tuple[Tensor, Tensor]:
         """Views [batch, num_bands, size, size] -> features [batch, dim] and projections [batch, projection_dim]."""
-        features = self.backbone(views)
+        features = self.encode(views)
         return features, self.projector(features)

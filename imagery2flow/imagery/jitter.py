@@ -7,6 +7,7 @@ Two kinds: per-band changes of normalised views of any number of bands (our defa
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -20,23 +21,77 @@ BLUR_SIGMA = (0.1, 2.0)  # pixels (Chen et al. 2020)
 RGB_OPERATIONS = 4
 
 
-def jitter_bands(views: Tensor, config: ViewConfig, generator: torch.Generator) -> Tensor:
-    """Shifts, stretches, drops bands of, and blurs normalised views [batch, num_bands, height, width]."""
-    batch, num_bands = views.shape[:2]
-    device = views.device
+@dataclass(frozen=True)
+class Jitter:
+    """The random numbers of a batch's changes, on the CPU; of a change that is switched off there are none.
+
+    Attributes:
+        gain: Relative change of contrast per band [batch, num_bands].
+        shift: Offset per band, in standard deviations [batch, num_bands].
+        kept: 0 for a band that is dropped, else 1 [batch, num_bands].
+        sigma: Of the blur, in pixels; 0 is none [batch].
+        factors: Changes of brightness, contrast, saturation and hue [batch, 4].
+        order: In which these are made; -1 throughout for images that keep their colours [batch, 4].
+        grey: Whether an image becomes grey [batch].
+    """
+
+    gain: Tensor | None = None
+    shift: Tensor | None = None
+    kept: Tensor | None = None
+    sigma: Tensor | None = None
+    factors: Tensor | None = None
+    order: Tensor | None = None
+    grey: Tensor | None = None
+
+    @property
+    def is_rgb(self) -> bool:
+        """Whether the colours of RGB images change."""
+        return self.order is not None
+
+    def select(self, chosen: Tensor) -> Jitter:
+        """Those of some of the images."""
+        return Jitter(**{name: None if part is None else part[chosen] for name, part in vars(self).items()})
+
+
+def draw_jitter(batch: int, num_bands: int, config: ViewConfig, generator: torch.Generator) -> Jitter:
+    """Draws the random numbers of a batch."""
+    drawn: dict[str, Tensor] = {}
+    if config.rgb_jitter > 0 or config.grey_probability > 0:
+        strength = config.rgb_jitter
+        spread = torch.tensor([strength, strength, strength, strength / 4])  # brightness, contrast, saturation, hue
+        drawn["factors"] = (2 * torch.rand(batch, RGB_OPERATIONS, generator=generator) - 1) * spread
+        drawn["order"] = torch.rand(batch, RGB_OPERATIONS, generator=generator).argsort(dim=1)
+        jittered = (torch.rand(batch, generator=generator) < config.rgb_jitter_probability) & (strength > 0)
+        drawn["order"][~jittered] = -1
+        drawn["grey"] = torch.rand(batch, generator=generator) < config.grey_probability
     if config.shift > 0 or config.gain > 0:
-        uniform = (2 * torch.rand(2, batch, num_bands, 1, 1, generator=generator) - 1).to(device)
-        views = views * (1 + config.gain * uniform[0]) + config.shift * uniform[1]
+        uniform = 2 * torch.rand(2, batch, num_bands, generator=generator) - 1
+        drawn["gain"], drawn["shift"] = config.gain * uniform[0], config.shift * uniform[1]
     if config.band_drop_probability > 0:
         dropped = torch.rand(batch, generator=generator) < config.band_drop_probability
         band = torch.randint(num_bands, (batch,), generator=generator)
-        keep = torch.ones(batch, num_bands)
-        keep[dropped, band[dropped]] = 0
-        views = views * keep[:, :, None, None].to(device)
+        drawn["kept"] = torch.ones(batch, num_bands)
+        drawn["kept"][dropped, band[dropped]] = 0
     if config.blur_probability > 0:
         blurred = torch.rand(batch, generator=generator) < config.blur_probability
         sigma = BLUR_SIGMA[0] + (BLUR_SIGMA[1] - BLUR_SIGMA[0]) * torch.rand(batch, generator=generator)
-        views = torch.where(blurred[:, None, None, None].to(device), blur(views, sigma.to(device)), views)
+        drawn["sigma"] = sigma * blurred
+    return Jitter(**drawn)
+
+
+def jitter_bands(views: Tensor, jitter: Jitter) -> Tensor:
+    """Shifts, stretches, drops bands of, and blurs normalised views [batch, num_bands, height, width]."""
+    device = views.device
+    if jitter.gain is not None and jitter.shift is not None:
+        gain, shift = (part[:, :, None, None].to(device) for part in (jitter.gain, jitter.shift))
+        views = torch.addcmul(shift, views, 1 + gain)
+    if jitter.kept is not None:
+        views = views * jitter.kept[:, :, None, None].to(device)
+    if jitter.sigma is not None:
+        blurred = torch.nonzero(jitter.sigma)[:, 0]
+        if len(blurred):
+            place, views = blurred.to(device), views.clone()
+            views[place] = blur(views[place], jitter.sigma[blurred].to(device))
     return views
 
 
@@ -53,7 +108,7 @@ def blur(views: Tensor, sigma: Tensor) -> Tensor:
     return flat.reshape(views.shape)
 
 
-def jitter_rgb(values: Tensor, highest: Tensor, config: ViewConfig, generator: torch.Generator) -> Tensor:
+def jitter_rgb(values: Tensor, highest: Tensor, jitter: Jitter) -> Tensor:
     """The published RGB recipe on values in the patches' units [batch, 3, height, width].
 
     Raises:
@@ -63,22 +118,18 @@ def jitter_rgb(values: Tensor, highest: Tensor, config: ViewConfig, generator: t
         raise BandError(
             f"RGB jitter needs the three bands red, green, blue but the patches have {values.shape[1]} bands; set --views.rgb_jitter 0 --views.grey_probability 0"
         )
-    batch, device = len(values), values.device
+    assert jitter.factors is not None and jitter.order is not None and jitter.grey is not None
     scale = highest[:, None, None]
     images = (values / scale).clamp(0, 1)
-    strength = config.rgb_jitter
-    spread = torch.tensor([strength, strength, strength, strength / 4])  # brightness, contrast, saturation, hue
-    factors = ((2 * torch.rand(batch, RGB_OPERATIONS, generator=generator) - 1) * spread).to(device)
-    order = torch.rand(batch, RGB_OPERATIONS, generator=generator).argsort(dim=1).to(device)
-    jittered = (torch.rand(batch, generator=generator) < config.rgb_jitter_probability).to(device)
-    grey = (torch.rand(batch, generator=generator) < config.grey_probability).to(device)
-    if strength > 0:
-        for turn in range(RGB_OPERATIONS):
-            for number, operation in enumerate(OPERATIONS):
-                chosen = jittered & (order[:, turn] == number)
-                if chosen.any():
-                    images[chosen] = operation(images[chosen], factors[chosen, number][:, None, None, None])
-    images = torch.where(grey[:, None, None, None], luma(images).expand_as(images), images)
+    for turn in range(RGB_OPERATIONS):
+        for number, operation in enumerate(OPERATIONS):
+            chosen = torch.nonzero(jitter.order[:, turn] == number)[:, 0]  # on the CPU: a GPU need not be waited for
+            if len(chosen):
+                factor = jitter.factors[chosen, number][:, None, None, None].to(values.device)
+                chosen = chosen.to(values.device)
+                images[chosen] = operation(images[chosen], factor)
+    grey = torch.nonzero(jitter.grey)[:, 0].to(values.device)
+    images[grey] = luma(images[grey]).expand(-1, 3, -1, -1)
     return images * scale
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import rasterio
 from rasterio.enums import MaskFlags
 from rasterio.errors import RasterioIOError
@@ -19,9 +20,11 @@ from tqdm import tqdm
 from imagery2flow.imagery.patches import WRITTEN, read_manifest
 from imagery2flow.imagery.scene import choose_bands, imagery_bands
 from imagery2flow.run.errors import BandError, InputError, MissingInputError, TableError, shown
+from imagery2flow.run.memory import Allocate
 from imagery2flow.run.stage import Ledger
 
 CHOOSE_BANDS = "choose among them with --bands"
+PIXELS_PER_BLOCK = 1 << 22
 IMAGE_SUFFIXES = {".tif", ".tiff", ".png", ".jpg", ".jpeg", ".vrt"}
 
 
@@ -66,7 +69,9 @@ class PatchSet:
         return self.values[rows].reshape(height, width, -1), self.valid[rows].reshape(height, width)
 
 
-def load_patches(data_path: str, bands: Sequence[str], ledger: Ledger, remedy: str = CHOOSE_BANDS) -> PatchSet:
+def load_patches(
+    data_path: str, bands: Sequence[str], ledger: Ledger, remedy: str = CHOOSE_BANDS, allocate: Allocate = np.empty
+) -> PatchSet:
     """Loads the patches of a folder.
 
     Args:
@@ -74,6 +79,7 @@ def load_patches(data_path: str, bands: Sequence[str], ledger: Ledger, remedy: s
         bands: Names or 1-based numbers of the bands to take, or their published count; all if empty.
         ledger: Takes the units without a patch, and patches without a valid pixel.
         remedy: What the user can do if a band is not there.
+        allocate: Makes the table of pixels.
 
     Raises:
         MissingInputError: The folder is absent or holds no patch.
@@ -84,28 +90,51 @@ def load_patches(data_path: str, bands: Sequence[str], ledger: Ledger, remedy: s
     folder = Path(data_path)
     paths = find_patches(folder, ledger)
     chosen, names, all_bands = choose_patch_bands(next(iter(paths.values())), bands, ledger, remedy)
+    num_pixels = patch_sizes(folder, paths)
+    with open_patch(next(iter(paths.values()))) as patch:
+        dtype = np.dtype(patch.dtypes[chosen[0] - 1])
+    # Made at once: a table that grows would take twice its memory.
+    table, table_valid = allocate((sum(num_pixels.values()), len(chosen)), dtype), allocate((sum(num_pixels.values()),), np.dtype(bool))
     shapes: dict[str, tuple[int, ...]] = {}
-    pixels: list[np.ndarray] = []
-    masks: list[np.ndarray] = []
-    dtype: str | None = None
+    end = 0
     for geocode, path in tqdm(paths.items(), desc="read patches", unit="patch", disable=None):
         values, valid = read_patch(path, chosen, names, all_bands)
-        if dtype not in (None, values.dtype.name):
-            raise BandError(f"patch {path} holds {values.dtype.name} but the patches before it {dtype}; bring all to one type and scale")
-        dtype = values.dtype.name
-        if not valid.any():
-            continue
-        shapes[geocode] = valid.shape
-        pixels.append(values.reshape(len(chosen), -1).T)  # [height * width, num_bands]
-        masks.append(valid.reshape(-1))
+        if values.dtype != dtype:
+            raise BandError(
+                f"patch {path} holds {values.dtype.name} but the patches before it {dtype.name}; bring all to one type and scale"
+            )
+        if valid.size != num_pixels[geocode]:
+            raise InputError(
+                f"patch {path} has {valid.size:,} pixels but manifest.csv says {num_pixels[geocode]:,}; run img_preprocessing.py again"
+            )
+        if valid.any():
+            shapes[geocode] = valid.shape
+            rows = slice(end, end + valid.size)
+            table[rows], table_valid[rows] = values.reshape(len(chosen), -1).T, valid.reshape(-1)  # [height * width, num_bands]
+            end += valid.size
     ledger.came_in["patches"] = len(paths)
-    if not pixels:
+    if not shapes:
         raise InputError(f"no patch of {folder} has a valid pixel; check the nodata value of the scene")
     ledger.leave_out("patches without a valid pixel", sorted(set(paths) - set(shapes)))
-    values, valid = np.concatenate(pixels), np.concatenate(masks)
     height, width = np.array(list(shapes.values()), dtype=np.int64).T
     first_pixel = np.concatenate([[0], np.cumsum(height * width)[:-1]])
-    return PatchSet(tuple(shapes), values, valid, first_pixel, height, width, measure(values, valid, names))
+    return PatchSet(
+        tuple(shapes), table[:end], table_valid[:end], first_pixel, height, width, measure(table[:end], table_valid[:end], names)
+    )
+
+
+def patch_sizes(folder: Path, paths: dict[str, Path]) -> dict[str, int]:
+    """Number of pixels of each patch, from the manifest where it tells, else from the files' headers."""
+    manifest = read_manifest(folder).set_index("geocode") if (folder / "manifest.csv").is_file() else pd.DataFrame()
+    if {"width", "height"} <= set(manifest.columns):
+        sizes = (manifest.width * manifest.height).reindex(list(paths))
+        if sizes.notna().all():
+            return dict(zip(paths, sizes.astype(int), strict=True))
+    found = {}
+    for geocode, path in paths.items():
+        with open_patch(path) as patch:
+            found[geocode] = patch.width * patch.height
+    return found
 
 
 def find_patches(folder: Path, ledger: Ledger) -> dict[str, Path]:
@@ -229,13 +258,16 @@ def read_patch(path: Path, chosen: Sequence[int], names: Sequence[str], all_band
 
 
 def measure(values: np.ndarray, valid: np.ndarray, names: Sequence[str]) -> Normalisation:
-    """Statistics per band over valid pixels [num_pixels, num_bands], in double precision."""
-    pixels = values[valid].astype(np.float64)
-    std = pixels.std(axis=0)
-    highest = np.full(len(names), 255.0) if values.dtype == np.uint8 else pixels.max(axis=0)
+    """Statistics per band over valid pixels [num_pixels, num_bands], in double precision; in two passes over blocks, so that memory stays small."""
+    blocks = [slice(start, start + PIXELS_PER_BLOCK) for start in range(0, len(valid), PIXELS_PER_BLOCK)]
+    count = np.count_nonzero(valid)
+    mean = sum(values[rows][valid[rows]].sum(axis=0, dtype=np.float64) for rows in blocks) / count
+    std = np.sqrt(sum(np.square(values[rows][valid[rows]] - mean).sum(axis=0) for rows in blocks) / count)
+    highest = np.max([values[rows][valid[rows]].max(axis=0, initial=0) for rows in blocks], axis=0).astype(np.float64)
+    highest = np.full(len(names), 255.0) if values.dtype == np.uint8 else highest
     return Normalisation(
         band_names=tuple(names),
-        mean=tuple(pixels.mean(axis=0).tolist()),
+        mean=tuple(mean.tolist()),
         std=tuple(np.where(std > 0, std, 1.0).tolist()),
         highest=tuple(np.where(highest > 0, highest, 1.0).tolist()),
         dtype=values.dtype.name,

@@ -1,59 +1,32 @@
 """From patches of any size to a batch of equally large views, on the device: crops for training, whole patches for embeddings.
 
-The pixels of all patches stay on the device as they are stored; a view is read from them by bilinear interpolation, for the whole batch at
-once. Levels of half, quarter, ... resolution (averages over the valid pixels of a block of 2 x 2, 4 x 4, ...) serve crops that are larger
-than the view, against aliasing.
-Missing pixels become 0 after normalisation, which is the mean of the band.
+Three steps: crops and jitter are drawn on the CPU (``draw_views``), the pixels that they show are cut out where those are kept (``cut``), and resampled
+where the encoder is (``render``). Bilinear interpolation is two matrix products: each row of a view is a weighted mean of rows of the crop, each column
+of columns. A crop that is larger than the view is read from a coarser level of the pyramid, against aliasing. Missing pixels have no weight, and become 0
+after normalisation, which is the mean of the band.
 
 Shapes: a batch of views is [batch, num_bands, view_size, view_size]. Each image draws its own random numbers, from an explicit generator.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from imagery2flow.imagery.jitter import jitter_bands, jitter_rgb
+from imagery2flow.imagery.jitter import Jitter, draw_jitter, jitter_bands, jitter_rgb
 from imagery2flow.imagery.patchset import Normalisation, PatchSet
+from imagery2flow.imagery.pyramid import Pyramid, as_float
 from imagery2flow.run.config import ViewConfig
+from imagery2flow.run.device import full_precision
 
 SMALL_VIEW, LARGE_VIEW, LARGEST_SMALL_PATCH = 64, 224, 128
 ASPECT_RATIO = 4 / 3  # crops are at most this much wider than high, or higher than wide (RandomResizedCrop's default)
-
-
-@dataclass(frozen=True)
-class Pyramid:
-    """Pixels of a patch set at halving resolutions: the pixels on a device, the small tables of where they are on the CPU.
-
-    Attributes:
-        values: [num_pixels_all_levels, num_bands].
-        valid_share: Share of a pixel's block, as far as it lies within the patch, that is valid, 0 to 1: [num_pixels_all_levels].
-        first_pixel: Row of ``values`` at which a patch's level begins: [num_patches, num_levels].
-        height: [num_patches, num_levels].
-        width: [num_patches, num_levels].
-        valid_pixel: Positions within the patch (row-major, level 0) of its valid pixels, patch after patch.
-        first_valid: Where each patch's positions begin in ``valid_pixel``: [num_patches + 1].
-        mean, std, highest: Statistics of the bands: [num_bands].
-    """
-
-    values: Tensor
-    valid_share: Tensor
-    first_pixel: Tensor
-    height: Tensor
-    width: Tensor
-    valid_pixel: Tensor
-    first_valid: Tensor
-    mean: Tensor
-    std: Tensor
-    highest: Tensor
-
-    def to(self, device: torch.device) -> Pyramid:
-        """The same pixels on another device; the tables stay on the CPU, where boxes are drawn."""
-        return replace(self, **{name: getattr(self, name).to(device) for name in ("values", "valid_share", "mean", "std", "highest")})
+SMALLEST_TILE = 8
+# A pixel of a view that lies half on valid pixels is valid, whatever the order in which a device adds up the halves.
+HALF = 0.5 - 1e-6
 
 
 @dataclass(frozen=True)
@@ -67,6 +40,76 @@ class Boxes:
     width: Tensor
     orientation: Tensor
 
+    def select(self, chosen: Tensor) -> Boxes:
+        """Some of the boxes."""
+        return Boxes(*(part[chosen] for part in vars(self).values()))
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """All random numbers of a batch of views."""
+
+    boxes: Boxes
+    jitter: Jitter
+
+    def select(self, chosen: Tensor) -> Drawn:
+        """Those of some of the views."""
+        return Drawn(self.boxes.select(chosen), self.jitter.select(chosen))
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Where the rows of views, or their columns, lie in their patches.
+
+    Attributes:
+        first: First row of the patch that the view needs [batch].
+        size: Rows of the patch [batch].
+        stride: From one row of the patch to the next, in pixels as they are stored [batch].
+        extent: Rows that the view needs [batch].
+        position: Centres of the view's rows, in rows from the first [batch, view_size].
+    """
+
+    first: Tensor
+    size: Tensor
+    stride: Tensor
+    extent: Tensor
+    position: Tensor
+
+    def select(self, chosen: Tensor) -> Axis:
+        """Those of some of the views."""
+        return Axis(*(part[chosen] for part in vars(self).values()))
+
+    def offsets(self, side: int) -> Tensor:
+        """Places of ``side`` rows from the first, the patch's last row repeated [batch, side]."""
+        rows = self.first[:, None] + torch.arange(side)
+        return torch.minimum(rows, self.size[:, None] - 1) * self.stride[:, None]
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """The pixels that some views of a batch need, as stored, in squares of one side.
+
+    Attributes:
+        view: Numbers of the views in the batch [n].
+        values: [n, side, side, num_bands].
+        valid_share: [n, side, side].
+        vertical: Centres of the view's rows, in rows of the tile [n, view_size].
+        horizontal: Centres of its columns [n, view_size].
+    """
+
+    view: Tensor
+    values: Tensor
+    valid_share: Tensor
+    vertical: Tensor
+    horizontal: Tensor
+
+    def to(self, device: torch.device) -> Tiles:
+        """The same on another device; copied to a GPU without waiting for it."""
+        parts = vars(self).values()
+        if device.type == "cuda" and self.values.device.type == "cpu":
+            return Tiles(*(part.pin_memory().to(device, non_blocking=True) for part in parts))
+        return Tiles(*(part.to(device) for part in parts))
+
 
 def choose_view_size(patches: PatchSet) -> int:
     """Side of a view: 64 where the median patch is at most 128 pixels wide, else 224 as published."""
@@ -74,69 +117,9 @@ def choose_view_size(patches: PatchSet) -> int:
     return SMALL_VIEW if side <= LARGEST_SMALL_PATCH else LARGE_VIEW
 
 
-def build_pyramid(patches: PatchSet, normalisation: Normalisation, view_size: int) -> Pyramid:
-    """Lays out a patch set for sampling; levels go down until the largest patch is no larger than twice a view."""
-    largest = int(max(patches.height.max(), patches.width.max()))
-    num_levels = max(1, int(np.ceil(np.log2(max(largest / view_size, 1)))) + 1)
-    shape = (len(patches), num_levels)
-    first_pixel, height, width = np.zeros(shape, np.int64), np.ones(shape, np.int64), np.ones(shape, np.int64)
-    first_pixel[:, 0], height[:, 0], width[:, 0] = patches.first_pixel, patches.height, patches.width
-    values, valid_share = [patches.values], [patches.valid.astype(np.float32)]
-    end = len(patches.valid)
-    for position in range(len(patches)) if num_levels > 1 else ():
-        for level, (pixels, share) in enumerate(coarser_levels(*patches.patch(position), num_levels - 1), start=1):
-            first_pixel[position, level], (height[position, level], width[position, level]) = end, share.shape
-            values.append(pixels.reshape(-1, pixels.shape[-1]))
-            valid_share.append(share.reshape(-1))
-            end += share.size
-    owner = np.repeat(np.arange(len(patches)), patches.height * patches.width)
-    valid_rows = np.flatnonzero(patches.valid)
-    return Pyramid(
-        values=as_tensor(np.concatenate(values)),
-        valid_share=torch.from_numpy(np.concatenate(valid_share)),
-        first_pixel=torch.from_numpy(first_pixel),
-        height=torch.from_numpy(height),
-        width=torch.from_numpy(width),
-        valid_pixel=torch.from_numpy(valid_rows - patches.first_pixel[owner[valid_rows]]),
-        first_valid=torch.from_numpy(np.searchsorted(owner[valid_rows], np.arange(len(patches) + 1))),
-        mean=torch.tensor(normalisation.mean, dtype=torch.float32),
-        std=torch.tensor(normalisation.std, dtype=torch.float32),
-        highest=torch.tensor(normalisation.highest, dtype=torch.float32),
-    )
-
-
-def as_tensor(values: np.ndarray) -> Tensor:
-    """A tensor of the smallest type that torch can index and that holds the values exactly; of float32 for 64 bits and uint32."""
-    kept = {"uint8": np.uint8, "int8": np.int16, "int16": np.int16, "uint16": np.int32, "int32": np.int32}
-    return torch.from_numpy(values.astype(kept.get(values.dtype.name, np.float32), copy=False))
-
-
-def coarser_levels(pixels: np.ndarray, mask: np.ndarray, num_levels: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Averages over the valid pixels of ever larger blocks; sums are carried from level to level, so that each valid pixel counts alike.
-
-    Args:
-        pixels: [height, width, num_bands].
-        mask: [height, width].
-        num_levels: How often the sides are halved (rounded up).
-
-    Yields:
-        Averages in the pixels' own type, and the share of each block, as far as it lies within the patch, that is valid.
-    """
-    weight = np.stack([mask, np.ones_like(mask)], axis=-1).astype(np.float64)
-    sums = np.concatenate([pixels * weight[..., :1], weight], axis=-1)  # [height, width, num_bands + 2]: bands, valid pixels, pixels
-    for _ in range(num_levels):
-        sums = halve(sums)
-        total, count, size = sums[..., :-2], sums[..., -2], sums[..., -1]
-        average = total / np.maximum(count, 1)[..., None]
-        average = average if pixels.dtype.kind == "f" else np.rint(average)
-        yield average.astype(pixels.dtype), (count / size).astype(np.float32)
-
-
-def halve(values: np.ndarray) -> np.ndarray:
-    """Sums 2 x 2 blocks of values [height, width, n]; a lone last row or column is a block of its own."""
-    height, width, _ = values.shape
-    padded = np.pad(values, ((0, height % 2), (0, width % 2), (0, 0)))
-    return padded[0::2, 0::2] + padded[0::2, 1::2] + padded[1::2, 0::2] + padded[1::2, 1::2]
+def draw_views(pyramid: Pyramid, patch: Tensor, config: ViewConfig, generator: torch.Generator) -> Drawn:
+    """The random numbers of one view of each patch of a batch, on the CPU."""
+    return Drawn(draw_boxes(pyramid, patch, config, generator), draw_jitter(len(patch), pyramid.num_bands, config, generator))
 
 
 def whole_patches(pyramid: Pyramid, patch: Tensor) -> Boxes:
@@ -185,40 +168,95 @@ def draw_orientation(uniform: Tensor, config: ViewConfig) -> Tensor:
     return numbers[(uniform * len(numbers)).long().clamp(max=len(numbers) - 1)]
 
 
-def render(pyramid: Pyramid, boxes: Boxes, view_size: int) -> tuple[Tensor, Tensor]:
-    """Reads views out of the patches.
+def cut(pyramid: Pyramid, boxes: Boxes, view_size: int) -> list[Tiles]:
+    """Takes the pixels that views need out of the pyramid, on its device; views of like size and level stand together."""
+    level = choose_level(boxes, view_size, len(pyramid.values))
+    scale = 0.5 ** level.double()
+    first_pixel, height, width = (table[boxes.patch, level] for table in (pyramid.first_pixel, pyramid.height, pyramid.width))
+    # Start and length of the crop, size of the patch, stride of its pixels [4, batch], along the patch's rows and along its columns.
+    rows = torch.stack([boxes.top * scale, boxes.height * scale, height.double(), width.double()])
+    columns = torch.stack([boxes.left * scale, boxes.width * scale, width.double(), torch.ones_like(scale)])
+    transposed = boxes.orientation & 4 > 0
+    vertical = locate(torch.where(transposed, columns, rows), boxes.orientation & 2 > 0, view_size)
+    horizontal = locate(torch.where(transposed, rows, columns), boxes.orientation & 1 > 0, view_size)
+    side = tile_side(torch.maximum(vertical.extent, horizontal.extent))
+    tiles = []
+    for number, size in torch.unique(torch.stack([level, side]), dim=1).T.tolist():
+        view = torch.nonzero((level == number) & (side == size))[:, 0]
+        down, right = vertical.select(view), horizontal.select(view)
+        top, below, beside = (part.to(pyramid.device) for part in (first_pixel[view], down.offsets(size), right.offsets(size)))
+        place = (top[:, None, None] + below[:, :, None] + beside[:, None, :]).reshape(-1)  # [n * size * size]
+        values = pyramid.values[number].index_select(0, place).reshape(len(view), size, size, -1)
+        share = pyramid.valid_share[number].index_select(0, place).reshape(len(view), size, size)
+        tiles.append(Tiles(view, values, share, down.position, right.position))
+    return tiles
+
+
+def locate(crop: Tensor, flipped: Tensor, view_size: int) -> Axis:
+    """Finds the rows of patches that views need.
+
+    Args:
+        crop: Start and length of the crop, size of the patch, stride of its pixels: [4, batch].
+        flipped: Whether the view begins at the crop's end [batch].
+        view_size: Pixels of a view.
+    """
+    start, length, size, stride = crop
+    centres = torch.arange(view_size) + 0.5
+    centres = torch.where(flipped[:, None], view_size - centres, centres)
+    position = start[:, None] + centres * (length / view_size)[:, None] - 0.5  # [batch, view_size]
+    position = torch.minimum(position.clamp(min=0), size[:, None] - 1)  # the outermost rows reach to the patch's border
+    first = position.amin(dim=1).floor()
+    extent = position.amax(dim=1).ceil() - first + 1
+    return Axis(first.long(), size.long(), stride.long(), extent.long(), (position - first[:, None]).float())
+
+
+def tile_side(extent: Tensor) -> Tensor:
+    """Side of the tile for crops of that extent: 8, 12, 16, 24, 32, 48, ..., so that few shapes occur and little is padded."""
+    power = 2 ** torch.log2(extent.clamp(min=SMALLEST_TILE).double()).ceil().long()
+    smaller = power * 3 // 4
+    return torch.where((extent <= smaller) & (power > SMALLEST_TILE), smaller, power)
+
+
+def render(tiles: list[Tiles], is_uint16: bool) -> tuple[Tensor, Tensor]:
+    """Resamples tiles to views, in single precision throughout.
 
     Returns:
         Values in the patches' units, averaged over valid pixels only [batch, num_bands, view_size, view_size], and whether a view's pixel
         is valid [batch, 1, view_size, view_size]: at least half of what it is made of is a valid pixel, or a block with one.
     """
-    device = pyramid.values.device
-    level = choose_level(boxes, view_size, pyramid.height.shape[1])
-    at_level = tuple(table[boxes.patch, level] for table in (pyramid.first_pixel, pyramid.height, pyramid.width))
-    scale = 0.5**level
-    corner = (boxes.top * scale, boxes.left * scale, boxes.height * scale, boxes.width * scale)
-    first, height, width = (part.to(device)[:, None, None] for part in at_level)
-    top, left, box_height, box_width = (part.to(device)[:, None, None] for part in corner)
-    vertical, horizontal = oriented_grid(boxes.orientation.to(device), view_size)  # [batch, view_size, view_size], 0..1
-    y, x = top + vertical * box_height / view_size - 0.5, left + horizontal * box_width / view_size - 0.5
-    row, column = y.floor(), x.floor()
-    below, right = y - row, x - column  # weights of the next row and column
-    total = torch.zeros((*y.shape, pyramid.values.shape[1]), device=device)
-    weights, seen = torch.zeros(y.shape, device=device), torch.zeros(y.shape, device=device)
-    for step_y, weight_y in ((0, 1 - below), (1, below)):
-        for step_x, weight_x in ((0, 1 - right), (1, right)):
-            rows = torch.minimum((row.long() + step_y).clamp(min=0), height - 1)
-            columns = torch.minimum((column.long() + step_x).clamp(min=0), width - 1)
-            place = (first + rows * width + columns).reshape(-1)
-            share = pyramid.valid_share[place].reshape(y.shape)
-            near = weight_y * weight_x
-            weight = near * share
-            total += weight[..., None] * pyramid.values.index_select(0, place).reshape(total.shape).float()
-            weights += weight
-            seen += near * (share > 0)
-    # A block with any valid pixel counts as valid, so that a narrow unit does not vanish where it is shown at a coarse level.
-    values = total / weights.clamp(min=1e-6)[..., None]
-    return values.permute(0, 3, 1, 2).contiguous(), (seen >= 0.5)[:, None]
+    batch, view_size, num_bands = sum(len(part.view) for part in tiles), tiles[0].vertical.shape[1], tiles[0].values.shape[-1]
+    device = tiles[0].values.device
+    values = torch.empty((batch, num_bands, view_size, view_size), device=device, memory_format=torch.channels_last)
+    valid = torch.empty((batch, 1, view_size, view_size), dtype=torch.bool, device=device)
+    with full_precision(device):
+        for part in tiles:
+            view = part.view.to(device)
+            sums = resample(part, is_uint16)  # [n, num_bands + 2, view_size, view_size]
+            values[view] = sums[:, :-2] / sums[:, -2:-1].clamp(min=1e-6)
+            # A block with any valid pixel counts as valid, so that a narrow unit does not vanish where it is shown at a coarse level.
+            valid[view] = sums[:, -1:] >= HALF
+    return values, valid
+
+
+def resample(tiles: Tiles, is_uint16: bool) -> Tensor:
+    """Bilinear weighted sums over tiles of value times valid share, of the share, and of whether any of a pixel is valid.
+
+    Returns:
+        [n, num_bands + 2, view_size, view_size].
+    """
+    share = tiles.valid_share.float()[..., None]
+    layers = torch.cat([as_float(tiles.values, is_uint16) * share, share, (share > 0).float()], dim=-1)  # [n, side, side, num_bands + 2]
+    n, side, _, num_layers = layers.shape
+    down, right = hat_weights(tiles.vertical.to(share.device), side), hat_weights(tiles.horizontal.to(share.device), side)
+    columns = layers.transpose(2, 3).reshape(n, side * num_layers, side) @ right.mT  # [n, side * num_layers, view_size]
+    sums = down @ columns.reshape(n, side, -1)  # [n, view_size, num_layers * view_size]
+    return sums.reshape(n, sums.shape[1], num_layers, -1).transpose(1, 2)
+
+
+def hat_weights(position: Tensor, side: int) -> Tensor:
+    """Weights of linear interpolation at positions [n, view_size] between the rows 0..side-1: 1 - distance, at least 0 [n, view_size, side]."""
+    rows = torch.arange(side, device=position.device)
+    return (1 - (position[:, :, None] - rows).abs()).clamp(min=0)
 
 
 def choose_level(boxes: Boxes, view_size: int, num_levels: int) -> Tensor:
@@ -227,36 +265,29 @@ def choose_level(boxes: Boxes, view_size: int, num_levels: int) -> Tensor:
     return torch.log2(pixels_per_pixel.clamp(min=1)).floor().long().clamp(max=num_levels - 1)
 
 
-def oriented_grid(orientation: Tensor, view_size: int) -> tuple[Tensor, Tensor]:
-    """Relative vertical and horizontal position in the crop, 0..1, of every pixel of a view, by orientation: [batch, size, size] each."""
-    centres = torch.arange(view_size, device=orientation.device) + 0.5
-    batch = len(orientation)
-    vertical = centres[None, :, None].expand(batch, view_size, view_size)
-    horizontal = centres[None, None, :].expand(batch, view_size, view_size)
-    bit = orientation[:, None, None]
-    horizontal, vertical = (
-        torch.where(bit & 1 > 0, view_size - horizontal, horizontal),
-        torch.where(bit & 2 > 0, view_size - vertical, vertical),
-    )
-    transposed = bit & 4 > 0
-    return torch.where(transposed, horizontal, vertical), torch.where(transposed, vertical, horizontal)
-
-
-def normalise(values: Tensor, valid: Tensor, pyramid: Pyramid) -> Tensor:
+def normalise(values: Tensor, valid: Tensor, normalisation: Normalisation) -> Tensor:
     """(value - mean) / std per band, and 0 where missing: [batch, num_bands, view_size, view_size]."""
-    mean, std = pyramid.mean[:, None, None], pyramid.std[:, None, None]
-    return (values - mean) / std * valid
+    mean, std = (
+        torch.tensor(part, dtype=torch.float32, device=values.device)[:, None, None] for part in (normalisation.mean, normalisation.std)
+    )
+    return ((values - mean) / std).mul_(valid)
+
+
+def jittered_views(tiles: list[Tiles], drawn: Drawn, pyramid: Pyramid) -> Tensor:
+    """The views of tiles, normalised and jittered: [batch, num_bands, view_size, view_size]."""
+    values, valid = render(tiles, pyramid.is_uint16)
+    if drawn.jitter.is_rgb:
+        values = jitter_rgb(values, torch.tensor(pyramid.normalisation.highest, device=values.device), drawn.jitter)
+    return jitter_bands(normalise(values, valid, pyramid.normalisation), drawn.jitter).mul_(valid)
 
 
 def random_views(pyramid: Pyramid, patch: Tensor, config: ViewConfig, view_size: int, generator: torch.Generator) -> Tensor:
     """One random view of each patch, normalised: [batch, num_bands, view_size, view_size]."""
-    values, valid = render(pyramid, draw_boxes(pyramid, patch, config, generator), view_size)
-    if config.rgb_jitter > 0 or config.grey_probability > 0:
-        values = jitter_rgb(values, pyramid.highest, config, generator)
-    views = normalise(values, valid, pyramid)
-    return jitter_bands(views, config, generator) * valid
+    drawn = draw_views(pyramid, patch, config, generator)
+    return jittered_views(cut(pyramid, drawn.boxes, view_size), drawn, pyramid)
 
 
 def embedding_views(pyramid: Pyramid, patch: Tensor, view_size: int) -> Tensor:
     """The whole of each patch, normalised, without randomness: [batch, num_bands, view_size, view_size]."""
-    return normalise(*render(pyramid, whole_patches(pyramid, patch), view_size), pyramid)
+    tiles = cut(pyramid, whole_patches(pyramid, patch), view_size)
+    return normalise(*render(tiles, pyramid.is_uint16), pyramid.normalisation)

@@ -140,6 +140,9 @@ class EncoderConfig:
         weight_decay: Weight decay of the optimiser.
         view_size: Side of a view in pixels; 0 takes 64 for patches of up to 128 pixels, else 224.
         views: How random views are drawn.
+        accumulate: Parts in which a batch goes through the encoder, for batches too large for a device; the negatives stay those of the whole batch.
+        patches_on: Where pixels are kept: on the device, in main memory (host), in a temporary file in --model_path (disk), or the first where they fit (auto).
+        compile: Compile the encoder (torch.compile): on, off, or auto: on a GPU, in long runs, where a trial of both is faster compiled.
         resume: Continue from the run's checkpoint if there is one.
         device: auto, cpu, cuda, cuda:N or mps.
         precision: bf16 where the device has it (auto), or one of the two.
@@ -161,6 +164,9 @@ class EncoderConfig:
     weight_decay: float = 0.0
     view_size: int = 0
     views: ViewConfig = field(default_factory=ViewConfig)
+    accumulate: int = 1
+    patches_on: Literal["auto", "device", "host", "disk"] = "auto"
+    compile: Literal["auto", "on", "off"] = "auto"
     resume: bool = False
     device: str = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -174,6 +180,7 @@ class EncoderConfig:
         require(self.temperature > 0, "temperature", self.temperature, "above 0")
         require(self.total_epoch > 0, "total_epoch", self.total_epoch, "above 0")
         require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "0 or more")
+        require(self.accumulate > 0, "accumulate", self.accumulate, "1 or more")
         require(self.view_size == 0 or self.view_size >= 16, "view_size", self.view_size, "16 or more, or 0 to choose by the patches")
         fits = self.resnet != "vit_l_16" or self.view_size % 16 == 0
         require(fits, "view_size", self.view_size, "a multiple of 16, the ViT's token size")

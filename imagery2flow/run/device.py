@@ -104,6 +104,18 @@ def seeded(seed: int, *keys: int, device: torch.device = CPU) -> Iterator[None]:
 
 
 @contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Matrix products of single-precision numbers in single precision, within autocast and where TF32 is allowed too."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@contextmanager
 def deterministic_on_cpu(device: torch.device) -> Iterator[None]:
     """On a CPU, makes sums over indices independent of the threads, so that equal runs are equal to the bit; elsewhere changes nothing."""
     before = torch.are_deterministic_algorithms_enabled()

@@ -1,10 +1,13 @@
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from imagery2flow.encoder import objectives
 from imagery2flow.encoder.objectives import SimCLR, chance_level, feature_spread, nt_xent
 
 TEMPERATURE = 0.5
@@ -112,3 +115,33 @@ def test_simclr_returns_features_and_their_two_layer_projection():
     assert first.weight.shape == (12, 12)
     expected = torch.stack([second.weight @ torch.clamp(first.weight @ row + first.bias, min=0) + second.bias for row in features])
     torch.testing.assert_close(projected, expected)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 9, 10])
+def test_similarities_in_blocks_give_the_loss_and_gradient_of_all_at_once(monkeypatch, rows):
+    first, second = draw_views(5, seed=3).requires_grad_()
+    found = []
+    for limit in (10 * rows, 1 << 24):
+        monkeypatch.setattr(objectives, "SIMILARITIES_PER_BLOCK", limit)
+        loss, retrieval = nt_xent(first, second, TEMPERATURE)
+        found.append((loss, retrieval, *torch.autograd.grad(loss, (first, second))))
+    for blocks, whole in zip(*found, strict=True):
+        torch.testing.assert_close(blocks, whole, atol=1e-6, rtol=1e-6)
+
+
+MEASURE_MEMORY = """
+import resource, torch
+from imagery2flow.encoder.objectives import nt_xent
+torch.set_num_threads(1)
+first, second = (torch.randn({num_patches}, 128, generator=torch.Generator().manual_seed(seed)).requires_grad_() for seed in (0, 1))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+nt_xent(first, second, 0.5)[0].backward()
+assert torch.isfinite(first.grad).all()
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+
+def test_memory_does_not_grow_with_the_square_of_the_patches():
+    code = MEASURE_MEMORY.format(num_patches=4096)
+    measured_mb = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+    assert measured_mb < 500  # the similarities of 8,192 views are 256 MB, with their gradients and temporaries 1,000 or more

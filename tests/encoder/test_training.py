@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from imagery2flow.encoder import training
-from imagery2flow.encoder.training import Trainer, learning_rate, train_encoder
+from imagery2flow.encoder import compiling, training
+from imagery2flow.encoder.loading import ViewLoader
+from imagery2flow.encoder.training import Trainer, kept_buffers, learning_rate, train_encoder
+from imagery2flow.imagery.views import embedding_views
 from imagery2flow.run.config import ViewConfig
 from imagery2flow.run.device import make_fabric
 from imagery2flow.run.errors import BandError, InputError
@@ -112,32 +114,41 @@ def test_no_batch_holds_a_single_patch_whatever_the_number_of_processes(tmp_path
     assert all(torch.equal(one, two) for one, two in zip(alone, trainer.batches(), strict=True))
 
 
+def record_steps(monkeypatch):
+    """Lists, step by step, the patches, the seed and the views of a run."""
+    steps = []
+    original = ViewLoader.parts
+
+    def parts(loader, job):
+        steps.append((job.batch.tolist(), job.random.initial_seed()))
+        made = original(loader, job)
+        steps[-1] += (loader.views(made[0]).chunk(2),)
+        return made
+
+    monkeypatch.setattr(ViewLoader, "parts", parts)
+    return steps
+
+
 def test_each_step_draws_two_different_views_of_the_same_patches(tmp_path, tiny_backbone, monkeypatch):
-    drawn = []
-    original = training.random_views
-
-    def record(pyramid, patch, *rest):
-        drawn.append((patch.tolist(), original(pyramid, patch, *rest)))
-        return drawn[-1][1]
-
-    monkeypatch.setattr(training, "random_views", record)
-    train(tmp_path, draw_images(8))
-    assert len(drawn) == 2 * 2 * 2  # epochs, steps, views
-    for (first_patches, first), (second_patches, second) in zip(drawn[::2], drawn[1::2], strict=True):
-        assert first_patches == second_patches
+    steps = record_steps(monkeypatch)
+    trainer = train(tmp_path, draw_images(8))
+    assert len(steps) == 2 * 2  # epochs, steps
+    for patches, _, (first, second) in steps:
+        assert len(first) == len(second) == len(patches)
         assert not torch.equal(first, second)
-    assert sorted(drawn[0][0] + drawn[2][0]) == list(range(8))
-    assert not torch.equal(drawn[0][1], drawn[4][1])
+        whole = embedding_views(trainer.loader.pyramid, torch.tensor(patches), 16)
+        for views in (first, second):  # of the same patches, row by row: nearer in colour to their own than to the others
+            distance = torch.cdist(views.mean(dim=(2, 3)), whole.mean(dim=(2, 3)))
+            assert (distance.argmin(dim=1) == torch.arange(len(patches))).float().mean() > 0.7
+    assert sorted(steps[0][0] + steps[1][0]) == list(range(8))
+    assert not torch.equal(steps[0][2][0], steps[2][2][0])
 
 
 def test_every_step_of_every_epoch_draws_numbers_of_its_own(tmp_path, tiny_backbone, monkeypatch):
-    seeds = []
-    original = training.random_views
-    monkeypatch.setattr(training, "random_views", lambda *all_: (seeds.append(all_[-1].initial_seed()), original(*all_))[1])
+    steps = record_steps(monkeypatch)
     for seed in (1, 2):
         train(tmp_path / str(seed), draw_images(8), seed=seed)
-    assert seeds[::2] == seeds[1::2]  # the two views of a step come from one generator, one after the other
-    assert len(set(seeds)) == 2 * 2 * 2  # seeds, epochs, steps
+    assert len({seed for _, seed, _ in steps}) == len(steps) == 2 * 2 * 2  # seeds, epochs, steps
 
 
 def test_the_history_tells_loss_chance_and_learning_rate_of_every_epoch(tmp_path, tiny_backbone):
@@ -160,7 +171,7 @@ def test_the_optimiser_takes_the_learning_rate_of_the_epoch(tmp_path, tiny_backb
     trainer = make_trainer(tmp_path, draw_images(4), lr=0.5, total_epoch=3, cos=True)
     seen = []
     original = trainer.train_step
-    trainer.train_step = lambda batch: (seen.append(trainer.optimizer.param_groups[0]["lr"]), original(batch))
+    trainer.train_step = lambda *step: (seen.append(trainer.optimizer.param_groups[0]["lr"]), original(*step))
     trainer.run(StopAfter())
     assert seen == pytest.approx([0.5, 0.5 * 0.75, 0.5 * 0.25])
 
@@ -212,3 +223,91 @@ def test_rgb_jitter_of_other_than_three_bands_is_refused(tmp_path, ledger, views
     write_patches(tmp_path / "patches", draw_images(3, num_bands=2), ("red", "nir"))
     with pytest.raises(BandError, match=r"rgb_jitter.* need the three bands .* but 2 are used"):
         train_encoder(small_config(data_path=str(tmp_path / "patches"), views=ViewConfig(**views)), ledger)
+
+
+def linear_backbone(name, num_bands, view_size, seed):
+    """An encoder without batch norm: its gradient does not depend on the parts of a batch."""
+    torch.manual_seed(seed)
+    return torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(4), torch.nn.Flatten(), torch.nn.Linear(16 * num_bands, 8)), 8
+
+
+@pytest.mark.parametrize("parts", [2, 3])
+def test_a_batch_in_parts_keeps_its_negatives_loss_and_gradient(tmp_path, monkeypatch, parts):
+    monkeypatch.setattr(training, "build_backbone", linear_backbone)
+    images = draw_images(11)
+    gradients = []
+    for accumulate in (1, parts):
+        trainer = make_trainer(tmp_path / str(accumulate), images, batch_size=11, total_epoch=1, accumulate=accumulate)
+        monkeypatch.setattr(trainer.optimizer, "step", lambda: None)
+        trainer.run(StopAfter())
+        gradients.append([parameter.grad.clone() for parameter in trainer.model.parameters()])
+        gradients[-1].append(torch.tensor([trainer.history[0][name] for name in ("loss", "spread", "retrieval")]))
+    for whole, divided in zip(*gradients, strict=True):
+        torch.testing.assert_close(divided, whole, rtol=1e-4, atol=1e-6)
+
+
+def test_batch_norm_counts_a_batch_in_parts_once(tmp_path, tiny_backbone):
+    counts = {}
+    for accumulate in (1, 2):
+        trainer = train(tmp_path / str(accumulate), draw_images(8), batch_size=8, total_epoch=1, accumulate=accumulate)
+        counts[accumulate] = next(buffer for name, buffer in trainer.model.named_buffers() if "num_batches" in name).item()
+    assert counts == {1: 1, 2: 2}  # one forward pass with gradients per part
+
+
+def test_kept_buffers_are_as_they_were():
+    norm = torch.nn.BatchNorm1d(3)
+    with kept_buffers(norm):
+        norm(torch.randn(5, 3))
+        assert norm.num_batches_tracked == 1
+    assert norm.num_batches_tracked == 0 and (norm.running_mean == 0).all()
+
+
+def test_too_many_parts_are_refused():
+    with pytest.raises(
+        InputError, match=r"2 processes with --accumulate 3 cannot share batches of 5 patches .*; start at most 1 processes"
+    ):
+        training.check_processes(10, 5, 2, 3)
+    training.check_processes(12, 6, 2, 3)
+
+
+def test_pixels_that_are_streamed_give_the_run_of_pixels_on_the_device(tmp_path, tiny_backbone, monkeypatch):
+    images = draw_images(10)
+    train(tmp_path / "device", images)
+    monkeypatch.setattr(ViewLoader, "streams", True)
+    train(tmp_path / "disk", images, patches_on="disk")
+    assert_equal_runs(*(tmp_path / place / "small_img_2.pth" for place in ("device", "disk")))
+    assert [path.name for path in (tmp_path / "disk").iterdir()] == ["small_img_2.pth", "small_img_2_metrics.csv"]
+
+
+def notes_of(trainer):
+    trainer.run(StopAfter())
+    return [note for note in trainer.ledger.notes if note.startswith("the encoder runs")]
+
+
+def test_a_trial_leaves_no_trace_and_the_faster_of_both_runs(tmp_path, tiny_backbone, monkeypatch):
+    images = draw_images(8)
+    train(tmp_path / "plain", images)
+    monkeypatch.setattr(torch, "compile", lambda function, dynamic: function)  # the trial, without the minute that a compiler takes
+    trainer = make_trainer(tmp_path / "trial", images, compile="on")
+    assert len(notes_of(trainer)) == 1 and "ms a pass compiled" in trainer.ledger.notes[-1]
+    assert_equal_runs(*(tmp_path / place / "small_img_2.pth" for place in ("plain", "trial")))
+
+
+def test_an_encoder_that_cannot_be_compiled_runs_as_it_is(tmp_path, tiny_backbone, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("no C++ compiler found. Install one")
+
+    images = draw_images(8)
+    train(tmp_path / "plain", images)
+    monkeypatch.setattr(torch, "compile", lambda function, dynamic: fail)
+    assert notes_of(make_trainer(tmp_path / "fails", images, compile="on")) == [
+        "the encoder runs as it is: it could not be compiled (no C++ compiler found)"
+    ]
+    assert_equal_runs(*(tmp_path / place / "small_img_2.pth" for place in ("plain", "fails")))
+
+
+def test_short_runs_and_runs_on_a_cpu_are_not_compiled_unasked(tmp_path, tiny_backbone, monkeypatch):
+    monkeypatch.setattr(torch, "compile", None)
+    assert notes_of(make_trainer(tmp_path, draw_images(8))) == []
+    monkeypatch.setattr(compiling, "LONG_RUN_STEPS", 1)
+    assert notes_of(make_trainer(tmp_path / "long", draw_images(8))) == []

@@ -1,5 +1,6 @@
 """Places in pixels of the test scene, patch sets in memory, and one call that cuts patches."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -62,3 +63,16 @@ def as_patch_set(images: Sequence[np.ndarray], masks: Sequence[np.ndarray] | Non
     names = [f"band{number}" for number in range(1, images[0].shape[2] + 1)]
     geocodes = tuple(str(number) for number in range(len(images)))
     return PatchSet(geocodes, values, valid, first_pixel, shapes[:, 0], shapes[:, 1], measure(values, valid, names))
+
+
+def naive_level(pixels: np.ndarray, mask: np.ndarray, side: int):
+    """Average over the valid pixels of each block of side x side, and the share of the block's pixels that are valid."""
+    shape = math.ceil(mask.shape[0] / side), math.ceil(mask.shape[1] / side)
+    values, share = np.zeros((*shape, pixels.shape[2])), np.zeros(shape)
+    for row in range(shape[0]):
+        for column in range(shape[1]):
+            block = slice(side * row, side * (row + 1)), slice(side * column, side * (column + 1))
+            share[row, column] = mask[block].mean()
+            if mask[block].any():
+                values[row, column] = pixels[block][mask[block]].mean(axis=0, dtype=float)
+    return values if pixels.dtype.kind == "f" else np.rint(values), share

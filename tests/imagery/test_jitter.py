@@ -5,7 +5,7 @@ import torch
 import torchvision.transforms.v2.functional as torchvision_functional
 
 from imagery2flow.imagery import jitter
-from imagery2flow.imagery.jitter import blur, brightness, contrast, hue, jitter_bands, jitter_rgb, luma, saturation
+from imagery2flow.imagery.jitter import blur, brightness, contrast, draw_jitter, hue, luma, saturation
 from imagery2flow.run.config import ViewConfig
 from imagery2flow.run.errors import BandError
 
@@ -24,6 +24,14 @@ def images(batch: int = 4, size: int = 9, num_bands: int = 3) -> torch.Tensor:
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def jitter_rgb(values, highest, config, random):
+    return jitter.jitter_rgb(values, highest, draw_jitter(*values.shape[:2], config, random))
+
+
+def jitter_bands(values, config, random):
+    return jitter.jitter_bands(values, draw_jitter(*values.shape[:2], config, random))
 
 
 def column(*factors: float) -> torch.Tensor:

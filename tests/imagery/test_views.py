@@ -6,25 +6,27 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from imagery2flow.imagery import views
 from imagery2flow.imagery.patchset import Normalisation
+from imagery2flow.imagery.pyramid import Pyramid, build_pyramid
 from imagery2flow.imagery.views import (
     Boxes,
-    Pyramid,
-    as_tensor,
-    build_pyramid,
     choose_view_size,
-    coarser_levels,
+    cut,
     draw_boxes,
     draw_orientation,
+    draw_views,
     embedding_views,
+    hat_weights,
+    jittered_views,
     normalise,
     random_views,
-    render,
+    tile_side,
     whole_patches,
 )
 from imagery2flow.run.config import ViewConfig
 
-from .helpers import as_patch_set
+from .helpers import as_patch_set, naive_level
 
 PLAIN = ViewConfig(flip=False, turn=False, shift=0, gain=0)
 
@@ -38,6 +40,10 @@ def image(height: int, width: int, num_bands: int = 2, seed: int = 0) -> np.ndar
     return np.random.default_rng(seed).integers(0, 60_000, (height, width, num_bands)).astype("uint16")
 
 
+def render(pyramid: Pyramid, boxes: Boxes, view_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return views.render(cut(pyramid, boxes, view_size), pyramid.is_uint16)
+
+
 def boxes(patch, top, left, height, width, orientation=0) -> Boxes:
     """One box, or several from lists."""
     parts = [torch.tensor(np.atleast_1d(part)) for part in (patch, top, left, height, width, orientation)]
@@ -47,19 +53,6 @@ def boxes(patch, top, left, height, width, orientation=0) -> Boxes:
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
-
-
-def naive_level(pixels: np.ndarray, mask: np.ndarray, side: int):
-    """Average over the valid pixels of each block of side x side, and the share of the block's pixels that are valid."""
-    shape = math.ceil(mask.shape[0] / side), math.ceil(mask.shape[1] / side)
-    values, share = np.zeros((*shape, pixels.shape[2])), np.zeros(shape)
-    for row in range(shape[0]):
-        for column in range(shape[1]):
-            block = slice(side * row, side * (row + 1)), slice(side * column, side * (column + 1))
-            share[row, column] = mask[block].mean()
-            if mask[block].any():
-                values[row, column] = pixels[block][mask[block]].mean(axis=0, dtype=float)
-    return values if pixels.dtype.kind == "f" else np.rint(values), share
 
 
 def naive_view(pixels: np.ndarray, share: np.ndarray, box: tuple[float, float, float, float], size: int):
@@ -191,27 +184,8 @@ def test_other_images_of_the_batch_do_not_change_a_rendering():
     drawn = draw_boxes(pyramid, torch.arange(4), ViewConfig(), generator())
     together, _ = render(pyramid, drawn, 8)
     for number in range(4):
-        alone = Boxes(*(part[number : number + 1] for part in vars(drawn).values()))
+        alone = drawn.select(torch.tensor([number]))
         assert torch.equal(render(pyramid, alone, 8)[0][0], together[number])
-
-
-@pytest.mark.parametrize("dtype", ["uint8", "float32"])
-def test_every_level_is_the_mean_over_the_valid_pixels_of_its_blocks(dtype):
-    pixels, mask = (image(21, 18) % 251).astype(dtype), np.random.default_rng(2).random((21, 18)) < 0.3
-    mask[0:4, 0:4] = False
-    levels = list(coarser_levels(pixels, mask, 3))
-    for side, (found, share) in zip((2, 4, 8), levels, strict=True):
-        expected, expected_share = naive_level(pixels, mask, side)
-        assert found.dtype == dtype
-        np.testing.assert_allclose(found, expected, rtol=1e-6)
-        np.testing.assert_allclose(share, expected_share, rtol=1e-3)
-
-
-def test_a_block_of_few_valid_pixels_does_not_weigh_as_much_as_a_full_one():
-    pixels, mask = np.full((4, 4, 1), 10.0), np.ones((4, 4), bool)
-    pixels[:2, :2], mask[:2, :2] = 100.0, [[True, False], [False, False]]
-    (_, _), (found, share) = coarser_levels(pixels, mask, 2)
-    assert (found.item(), share.item()) == (pytest.approx((100 + 12 * 10) / 13), pytest.approx(13 / 16, rel=1e-3))
 
 
 def test_a_narrow_unit_does_not_vanish_at_a_coarse_level():
@@ -220,19 +194,6 @@ def test_a_narrow_unit_does_not_vanish_at_a_coarse_level():
     values, valid = render(pyramid, whole_patches(pyramid, torch.tensor([0])), 16)
     assert valid[0, 0].diagonal().all()
     assert (values[valid] == 7).all()
-
-
-def test_the_pyramid_holds_each_level_of_each_patch():
-    images = [image(20, 9), image(3, 17)]
-    pyramid = pyramid_of(images)
-    assert pyramid.height.tolist() == [[20, 10, 5], [3, 2, 1]]
-    assert pyramid.width.tolist() == [[9, 5, 3], [17, 9, 5]]
-    for number, pixels in enumerate(images):
-        mask = np.ones(pixels.shape[:2], bool)
-        for level, (values, share) in enumerate([(pixels, mask), *coarser_levels(pixels, mask, 2)]):
-            rows = slice(pyramid.first_pixel[number, level], pyramid.first_pixel[number, level] + share.size)
-            assert np.array_equal(pyramid.values[rows].numpy(), values.reshape(-1, 2))
-            assert (pyramid.valid_share[rows] == 1).all()
 
 
 @settings(max_examples=25)
@@ -263,14 +224,7 @@ def test_missing_pixels_are_exactly_zero_after_normalising():
 def test_normalising_by_hand():
     pyramid = pyramid_of([np.array([[[1, 10], [3, 30]]], "uint8")])  # means 2 and 20, deviations 1 and 10
     values = torch.tensor([4.0, 5.0]).reshape(1, 2, 1, 1)
-    assert normalise(values, torch.ones(1, 1, 1, 1, dtype=torch.bool), pyramid).flatten().tolist() == [2.0, -1.5]
-
-
-@pytest.mark.parametrize("dtype", ["uint8", "int8", "int16", "uint16", "int32", "float32"])
-def test_values_of_every_type_are_held_exactly(dtype):
-    limits = np.finfo(dtype) if dtype == "float32" else np.iinfo(dtype)
-    values = np.array([[limits.min], [0], [limits.max]], dtype=dtype)
-    assert np.array_equal(as_tensor(values).numpy().astype(dtype), values)
+    assert normalise(values, torch.ones(1, 1, 1, 1, dtype=torch.bool), pyramid.normalisation).flatten().tolist() == [2.0, -1.5]
 
 
 def test_uint16_above_32767_is_rendered_exactly():
@@ -287,5 +241,46 @@ def test_the_view_size_follows_the_median_patch(sides, view_size):
 
 def test_random_views_of_everything_off_are_the_normalised_crops():
     pyramid = pyramid_of([image(12, 10)])
-    expected = normalise(*render(pyramid, draw_boxes(pyramid, torch.tensor([0]), PLAIN, generator(3)), 8), pyramid)
+    expected = normalise(*render(pyramid, draw_boxes(pyramid, torch.tensor([0]), PLAIN, generator(3)), 8), pyramid.normalisation)
     assert torch.equal(random_views(pyramid, torch.tensor([0]), PLAIN, 8, generator(3)), expected)
+
+
+@pytest.mark.parametrize(
+    ("extent", "side"), [(1, 8), (8, 8), (9, 12), (12, 12), (13, 16), (17, 24), (24, 24), (25, 32), (129, 192), (193, 256)]
+)
+def test_sides_of_tiles_by_hand(extent, side):
+    assert tile_side(torch.tensor([extent])).tolist() == [side]
+
+
+def test_hat_weights_by_hand():
+    weights = hat_weights(torch.tensor([[0.0, 1.25, 2.0]]), 3)
+    assert weights.tolist() == [[[1, 0, 0], [0, 0.75, 0.25], [0, 0, 1]]]
+
+
+@given(position=st.lists(st.floats(0, 11), min_size=1, max_size=9))
+def test_hat_weights_sum_to_one(position):
+    torch.testing.assert_close(hat_weights(torch.tensor([position]), 12).sum(dim=2), torch.ones(1, len(position)))
+
+
+def test_views_in_parts_are_those_of_the_whole_batch():
+    pyramid = pyramid_of([image(12 + 9 * number, 40 - 5 * number, 3, seed=number) for number in range(6)])
+    config = ViewConfig(band_drop_probability=0.5, blur_probability=0.5, rgb_jitter=0.5, grey_probability=0.3)
+    drawn = draw_views(pyramid, torch.tensor([5, 0, 3, 1, 2, 4, 4]), config, generator())
+    whole = jittered_views(cut(pyramid, drawn.boxes, 8), drawn, pyramid)
+    for part in (torch.tensor([0]), torch.tensor([6, 2, 3])):
+        some = drawn.select(part)
+        torch.testing.assert_close(jittered_views(cut(pyramid, some.boxes, 8), some, pyramid), whole[part])
+
+
+def test_views_come_with_the_channels_last_as_convolutions_like_them():
+    pyramid = pyramid_of([image(12, 10, 3), image(30, 9, 3)])
+    assert random_views(pyramid, torch.tensor([0, 1]), ViewConfig(), 8, generator()).is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("height", [3, 64, 131])
+def test_whole_patches_in_bfloat16_regions_are_still_rendered_in_single_precision(height):
+    pixels = image(height, 50)
+    pyramid = pyramid_of([pixels], view_size=32)
+    expected = embedding_views(pyramid, torch.tensor([0]), 32)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(embedding_views(pyramid, torch.tensor([0]), 32), expected)

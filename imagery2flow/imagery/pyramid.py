@@ -1,0 +1,146 @@
+"""The pixels of a patch set at halving resolutions, and where they are kept: on the device, in main memory, or in a file.
+
+Level 0 is the patches as they are stored, level 1 averages over the valid pixels of blocks of 2 x 2, and so on. The pixels keep their integer type. What
+fits stays on the device for the whole run; of what does not fit, each step sends the crops that it shows (``imagery.views.cut``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from imagery2flow.imagery.patchset import Normalisation, PatchSet
+from imagery2flow.run.memory import Allocate
+
+UINT16_VALUES = 1 << 16
+
+
+@dataclass(frozen=True)
+class Pyramid:
+    """Pixels of a patch set at every level; the small tables of where they are stay on the CPU, where crops are drawn.
+
+    Attributes:
+        values: Of each level [num_pixels, num_bands]; uint16 as the int16 of the same bits, since torch cannot index uint16.
+        valid_share: Of each level, share of a pixel's block, as far as it lies within the patch, that is valid, 0 to 1 [num_pixels]; bool at level 0.
+        is_uint16: Whether the values are uint16.
+        first_pixel: Row at which a patch begins in its level: [num_patches, num_levels].
+        height: [num_patches, num_levels].
+        width: [num_patches, num_levels].
+        valid_pixel: Positions within the patch (row-major, level 0) of its valid pixels, patch after patch.
+        first_valid: Where each patch's positions begin in ``valid_pixel``: [num_patches + 1].
+        normalisation: Statistics of the bands.
+    """
+
+    values: tuple[Tensor, ...]
+    valid_share: tuple[Tensor, ...]
+    is_uint16: bool
+    first_pixel: Tensor
+    height: Tensor
+    width: Tensor
+    valid_pixel: Tensor
+    first_valid: Tensor
+    normalisation: Normalisation
+
+    @property
+    def device(self) -> torch.device:
+        """Where the pixels are."""
+        return self.values[0].device
+
+    @property
+    def num_bands(self) -> int:
+        """Bands of a pixel."""
+        return self.values[0].shape[1]
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the pixels with their shares."""
+        return sum(part.nbytes for part in (*self.values, *self.valid_share))
+
+    def to(self, device: torch.device) -> Pyramid:
+        """The same pixels on another device."""
+        return replace(
+            self, values=tuple(part.to(device) for part in self.values), valid_share=tuple(part.to(device) for part in self.valid_share)
+        )
+
+
+def build_pyramid(patches: PatchSet, normalisation: Normalisation, view_size: int, allocate: Allocate = np.empty) -> Pyramid:
+    """Averages a patch set to ever coarser levels, until the largest patch is no larger than twice a view.
+
+    Args:
+        patches: The patches; level 0 shares their memory where torch knows their type.
+        normalisation: Statistics of the bands.
+        view_size: Side of a view in pixels.
+        allocate: Makes the arrays of the further levels.
+    """
+    largest = int(max(patches.height.max(), patches.width.max()))
+    num_levels = max(1, int(np.ceil(np.log2(max(largest / view_size, 1)))) + 1)
+    sides = 2 ** np.arange(num_levels)
+    height, width = -(-patches.height[:, None] // sides), -(-patches.width[:, None] // sides)
+    sizes = height * width
+    first_pixel = np.concatenate([np.zeros((1, num_levels), np.int64), np.cumsum(sizes, axis=0)[:-1]])
+    values, shares = [patches.values], [patches.valid]
+    for level in range(1, num_levels):
+        values.append(allocate((int(sizes[:, level].sum()), patches.values.shape[1]), patches.values.dtype))
+        shares.append(allocate((int(sizes[:, level].sum()),), np.dtype(np.float32)))
+    for position in range(len(patches)) if num_levels > 1 else ():
+        for level, (pixels, share) in enumerate(coarser_levels(*patches.patch(position), num_levels - 1), start=1):
+            rows = slice(int(first_pixel[position, level]), int(first_pixel[position, level] + share.size))
+            values[level][rows], shares[level][rows] = pixels.reshape(-1, pixels.shape[-1]), share.reshape(-1)
+    owner = np.repeat(np.arange(len(patches)), sizes[:, 0])
+    valid_rows = np.flatnonzero(patches.valid)
+    return Pyramid(
+        values=tuple(as_tensor(part) for part in values),
+        valid_share=tuple(torch.from_numpy(part) for part in shares),
+        is_uint16=patches.values.dtype == np.uint16,
+        first_pixel=torch.from_numpy(first_pixel),
+        height=torch.from_numpy(height),
+        width=torch.from_numpy(width),
+        valid_pixel=torch.from_numpy(valid_rows - first_pixel[owner[valid_rows], 0]),
+        first_valid=torch.from_numpy(np.searchsorted(owner[valid_rows], np.arange(len(patches) + 1))),
+        normalisation=normalisation,
+    )
+
+
+def as_tensor(values: np.ndarray) -> Tensor:
+    """A tensor of a type that torch can index and that holds the values, as far as possible in the same memory; ``as_float`` reads them."""
+    if values.dtype == np.uint16:
+        return torch.from_numpy(values.view(np.int16))
+    kept = {"uint8", "int8", "int16", "int32", "float32"}
+    return torch.from_numpy(values if values.dtype.name in kept else values.astype(np.float32))
+
+
+def as_float(values: Tensor, is_uint16: bool) -> Tensor:
+    """Pixel values in single precision."""
+    return (values.int() & (UINT16_VALUES - 1)).float() if is_uint16 else values.float()
+
+
+def coarser_levels(pixels: np.ndarray, mask: np.ndarray, num_levels: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Averages over the valid pixels of ever larger blocks; sums are carried from level to level, so that each valid pixel counts alike.
+
+    Args:
+        pixels: [height, width, num_bands].
+        mask: [height, width].
+        num_levels: How often the sides are halved (rounded up).
+
+    Yields:
+        Averages in the pixels' own type, and the share of each block, as far as it lies within the patch, that is valid.
+    """
+    weight = np.stack([mask, np.ones_like(mask)], axis=-1).astype(np.float64)
+    sums = np.concatenate([pixels * weight[..., :1], weight], axis=-1)  # [height, width, num_bands + 2]: bands, valid pixels, pixels
+    for _ in range(num_levels):
+        sums = halve(sums)
+        total, count, size = sums[..., :-2], sums[..., -2], sums[..., -1]
+        average = total / np.maximum(count, 1)[..., None]
+        average = average if pixels.dtype.kind == "f" else np.rint(average)
+        yield average.astype(pixels.dtype), (count / size).astype(np.float32)
+
+
+def halve(values: np.ndarray) -> np.ndarray:
+    """Sums 2 x 2 blocks of values [height, width, n]; a lone last row or column is a block of its own."""
+    height, width, _ = values.shape
+    padded = np.pad(values, ((0, height % 2), (0, width % 2), (0, 0)))
+    return padded[0::2, 0::2] + padded[0::2, 1::2] + padded[1::2, 0::2] + padded[1::2, 1::2]
