@@ -31,7 +31,8 @@ def work(config: EncoderConfig, ledger: Ledger) -> Path:
     """Trains, then draws the loss."""
     import pandas as pd  # after parsing: --help answers at once
 
-    from imagery2flow.encoder.training import metrics_path, train_encoder
+    from imagery2flow.encoder.trainer import metrics_path
+    from imagery2flow.encoder.training import train_encoder
     from imagery2flow.figures.results import loss_curve
     from imagery2flow.run.files import save_figure
 

@@ -20,7 +20,8 @@ from tqdm import tqdm
 
 from imagery2flow.encoder.backbones import build_backbone
 from imagery2flow.encoder.checkpoint import check_scale, find_checkpoint, load_encoder
-from imagery2flow.imagery.patchset import PatchSet, load_patches, unit_statistics
+from imagery2flow.imagery.patch_files import load_patches
+from imagery2flow.imagery.patchset import PatchSet, unit_statistics
 from imagery2flow.imagery.pyramid import Pyramid, build_pyramid
 from imagery2flow.imagery.views import embedding_views
 from imagery2flow.run.config import EmbeddingConfig, log_name

@@ -1,4 +1,4 @@
-"""A set of patches in memory: what stage 1 wrote, or any folder of images, as one flat table of pixels.
+"""A set of patches in memory, as one flat table of pixels.
 
 Patches differ in size, so their pixels stand one behind the other: ``values`` [num_pixels, num_bands] in the patches' own type, ``valid``
 [num_pixels] of bool; patch i takes the rows from ``first_pixel[i]``, row-major, ``height[i]`` x ``width[i]``. Patches are sorted by id.
@@ -8,24 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-import pandas as pd
-import rasterio
-from rasterio.enums import MaskFlags
-from rasterio.errors import RasterioIOError
-from tqdm import tqdm
 
-from imagery2flow.imagery.patches import WRITTEN, read_manifest
-from imagery2flow.imagery.scene import choose_bands, imagery_bands
-from imagery2flow.run.errors import BandError, InputError, MissingInputError, TableError, shown
-from imagery2flow.run.memory import Allocate
-from imagery2flow.run.stage import Ledger
-
-CHOOSE_BANDS = "choose among them with --bands"
 PIXELS_PER_BLOCK = 1 << 22
-IMAGE_SUFFIXES = {".tif", ".tiff", ".png", ".jpg", ".jpeg", ".vrt"}
 
 
 @dataclass(frozen=True)
@@ -67,194 +53,6 @@ class PatchSet:
         height, width = int(self.height[position]), int(self.width[position])
         rows = slice(int(self.first_pixel[position]), int(self.first_pixel[position]) + height * width)
         return self.values[rows].reshape(height, width, -1), self.valid[rows].reshape(height, width)
-
-
-def load_patches(
-    data_path: str, bands: Sequence[str], ledger: Ledger, remedy: str = CHOOSE_BANDS, allocate: Allocate = np.empty
-) -> PatchSet:
-    """Loads the patches of a folder.
-
-    Args:
-        data_path: Folder that stage 1 wrote, or a folder of images named ``..._<geocode>.tif``.
-        bands: Names or 1-based numbers of the bands to take, or their published count; all if empty.
-        ledger: Takes the units without a patch, and patches without a valid pixel.
-        remedy: What the user can do if a band is not there.
-        allocate: Makes the table of pixels.
-
-    Raises:
-        MissingInputError: The folder is absent or holds no patch.
-        BandError: Bands are missing, or differ between patches.
-        TableError: An id occurs more than once.
-        InputError: No patch has a valid pixel.
-    """
-    folder = Path(data_path)
-    paths = find_patches(folder, ledger)
-    chosen, names, all_bands = choose_patch_bands(next(iter(paths.values())), bands, ledger, remedy)
-    num_pixels = patch_sizes(folder, paths)
-    with open_patch(next(iter(paths.values()))) as patch:
-        dtype = np.dtype(patch.dtypes[chosen[0] - 1])
-    # Made at once: a table that grows would take twice its memory.
-    table, table_valid = allocate((sum(num_pixels.values()), len(chosen)), dtype), allocate((sum(num_pixels.values()),), np.dtype(bool))
-    shapes: dict[str, tuple[int, ...]] = {}
-    end = 0
-    for geocode, path in tqdm(paths.items(), desc="read patches", unit="patch", disable=None):
-        values, valid = read_patch(path, chosen, names, all_bands)
-        if values.dtype != dtype:
-            raise BandError(
-                f"patch {path} holds {values.dtype.name} but the patches before it {dtype.name}; bring all to one type and scale"
-            )
-        if valid.size != num_pixels[geocode]:
-            raise InputError(
-                f"patch {path} has {valid.size:,} pixels but manifest.csv says {num_pixels[geocode]:,}; run img_preprocessing.py again"
-            )
-        if valid.any():
-            shapes[geocode] = valid.shape
-            rows = slice(end, end + valid.size)
-            table[rows], table_valid[rows] = values.reshape(len(chosen), -1).T, valid.reshape(-1)  # [height * width, num_bands]
-            end += valid.size
-    ledger.came_in["patches"] = len(paths)
-    if not shapes:
-        raise InputError(f"no patch of {folder} has a valid pixel; check the nodata value of the scene")
-    ledger.leave_out("patches without a valid pixel", sorted(set(paths) - set(shapes)))
-    height, width = np.array(list(shapes.values()), dtype=np.int64).T
-    first_pixel = np.concatenate([[0], np.cumsum(height * width)[:-1]])
-    return PatchSet(
-        tuple(shapes), table[:end], table_valid[:end], first_pixel, height, width, measure(table[:end], table_valid[:end], names)
-    )
-
-
-def patch_sizes(folder: Path, paths: dict[str, Path]) -> dict[str, int]:
-    """Number of pixels of each patch, from the manifest where it tells, else from the files' headers."""
-    manifest = read_manifest(folder).set_index("geocode") if (folder / "manifest.csv").is_file() else pd.DataFrame()
-    if {"width", "height"} <= set(manifest.columns):
-        sizes = (manifest.width * manifest.height).reindex(list(paths))
-        if sizes.notna().all():
-            return dict(zip(paths, sizes.astype(int), strict=True))
-    found = {}
-    for geocode, path in paths.items():
-        with open_patch(path) as patch:
-            found[geocode] = patch.width * patch.height
-    return found
-
-
-def find_patches(folder: Path, ledger: Ledger) -> dict[str, Path]:
-    """Files of the patches by id, sorted by id; the manifest decides where there is one.
-
-    Raises:
-        MissingInputError: The folder is absent or holds no patch, or a patch of the manifest is gone.
-        TableError: An id occurs more than once.
-    """
-    if not folder.is_dir():
-        raise MissingInputError(
-            f"--data_path {folder} is no folder; name the one that img_preprocessing.py wrote, <output_tif_dir>/<region>/<tag>_<year>"
-        )
-    if (folder / "manifest.csv").is_file():
-        manifest = read_manifest(folder)
-        ledger.reads(folder / "manifest.csv")
-        ledger.leave_out("units without a patch", manifest.geocode[manifest.status != WRITTEN])
-        written = manifest[manifest.status == WRITTEN].sort_values("geocode")
-        repeated = written.geocode[written.geocode.duplicated()]
-        if len(repeated):
-            raise TableError(
-                f"{folder}/manifest.csv names {len(repeated)} units more than once ({shown(repeated)}); run img_preprocessing.py again, or keep one row each"
-            )
-        paths = {geocode: folder / name for geocode, name in zip(written.geocode, written.path, strict=True)}
-        gone = [str(path) for path in paths.values() if not path.is_file()]
-        if gone:
-            raise MissingInputError(
-                f"{len(gone)} patches of {folder}/manifest.csv are gone ({shown(gone)}); run img_preprocessing.py again"
-            )
-    else:
-        files = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."))
-        paths = {path.stem.rsplit("_", 1)[-1]: path for path in files}
-        if len(paths) < len(files):
-            raise TableError(
-                f"{folder} holds {len(files)} images but only {len(paths)} ids (the part of the name behind the last '_'); rename them so that each id occurs once"
-            )
-        paths = dict(sorted(paths.items()))
-        ledger.note(f"{folder} has no manifest.csv: every image in it is taken, its id from the file's name")
-    if not paths:
-        raise MissingInputError(f"--data_path {folder} holds no patch; make them with img_preprocessing.py")
-    return paths
-
-
-def choose_patch_bands(
-    path: Path, bands: Sequence[str], ledger: Ledger, remedy: str = CHOOSE_BANDS
-) -> tuple[list[int], tuple[str, ...], bool]:
-    """Numbers and names of the bands to read, by the first patch, and whether these must be all bands of every patch.
-
-    One number is the published count, unless a band has that name.
-
-    Raises:
-        BandError: A count differs from the patches' bands, or a name is not among them.
-    """
-    with open_patch(path) as patch:
-        available = imagery_bands(patch, asked=bands)
-        alpha_bands = [str(number) for number in patch.indexes if number not in available]
-    if alpha_bands:
-        ledger.note(f"patches {path.parent}: band {', '.join(alpha_bands)} is taken as alpha, not as imagery")
-    if len(bands) == 1 and bands[0].isdigit() and bands[0] not in available.values():
-        if int(bands[0]) != len(available):
-            listing = ", ".join(available.values())
-            raise BandError(
-                f"--bands {bands[0]} but the patches of {path.parent} have {len(available)} bands ({listing}); name the ones to use, for example --bands {available[1]}"
-            )
-        bands = ()
-    chosen = choose_bands(bands, available, f"patches {path.parent}", remedy)
-    return chosen, tuple(available[number] for number in chosen), not bands
-
-
-def open_patch(path: Path) -> rasterio.DatasetReader:
-    """Opens a patch.
-
-    Raises:
-        InputError: The file is no image.
-    """
-    try:
-        return rasterio.open(path)
-    except RasterioIOError as error:
-        raise InputError(
-            f"patch {path} cannot be opened ({str(error).splitlines()[0]}); it may be truncated: run img_preprocessing.py again"
-        ) from error
-
-
-def is_masked_by_imagery(patch: rasterio.DatasetReader, number: int, imagery: dict[int, str]) -> bool:
-    """Whether GDAL's mask of a band is an alpha band that is imagery, and so says nothing of what is valid."""
-    return MaskFlags.alpha in patch.mask_flag_enums[number - 1] and len(imagery) == patch.count
-
-
-def read_patch(path: Path, chosen: Sequence[int], names: Sequence[str], all_bands: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """Values [num_bands, height, width] and valid [height, width] of one patch.
-
-    Args:
-        path: File of the patch.
-        chosen: Numbers of the bands to read.
-        names: Their names.
-        all_bands: Whether the patch must have these bands and no other.
-
-    Raises:
-        BandError: The patch's bands differ from the first patch's.
-        InputError: The file is damaged.
-    """
-    with open_patch(path) as patch:
-        available = imagery_bands(patch, asked=[str(number) for number in chosen])
-        found = list(available.values()) if all_bands else [available.get(number, "none") for number in chosen]
-        if found != list(names):
-            raise BandError(
-                f"patch {path} has the bands {', '.join(found)} where the others have {', '.join(names)}; cut all patches from scenes with equal bands"
-            )
-        try:
-            values = patch.read(list(chosen))
-            masked = [number for number in chosen if not is_masked_by_imagery(patch, number, available)]
-            valid = (patch.read_masks(masked) > 0).all(axis=0) if masked else np.ones(values.shape[1:], dtype=bool)
-        except RasterioIOError as error:
-            raise InputError(
-                f"patch {path} cannot be read ({str(error).splitlines()[0]}); it may be truncated: run img_preprocessing.py again"
-            ) from error
-    if values.dtype.kind == "f":
-        valid &= np.isfinite(values).all(axis=0)
-        values[:, ~valid] = 0
-    return values, valid
 
 
 def measure(values: np.ndarray, valid: np.ndarray, names: Sequence[str]) -> Normalisation:

@@ -14,7 +14,7 @@ import torch
 from rasterio import Affine
 from torch import nn
 
-from imagery2flow.encoder import training
+from imagery2flow.encoder import trainer
 from imagery2flow.encoder.training import train_encoder
 from imagery2flow.imagery.patchset import PatchSet, measure
 from imagery2flow.run.config import EncoderConfig
@@ -88,7 +88,7 @@ def two_threads() -> Iterator[None]:
 @pytest.fixture
 def tiny_backbone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Training uses ``build_tiny_backbone``."""
-    monkeypatch.setattr(training, "build_backbone", build_tiny_backbone)
+    monkeypatch.setattr(trainer, "build_backbone", build_tiny_backbone)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from imagery2flow.encoder import training
+from imagery2flow.encoder import trainer as trainer_module
 from imagery2flow.encoder.objectives import nt_xent
 from imagery2flow.run.device import make_fabric
 from imagery2flow.run.stage import Ledger, Terminated, TerminationFlag
@@ -46,11 +46,11 @@ class SecondProcessStops:
         self.raised = fabric.global_rank == 1
 
 
-def make_linear_trainer(folder: Path, fabric) -> training.Trainer:
+def make_linear_trainer(folder: Path, fabric) -> trainer_module.Trainer:
     """A run of the linear encoder on ten patches in batches of 4, 3, 3: two processes take unequal shares of the last two."""
-    training.build_backbone = build_linear_backbone
+    trainer_module.build_backbone = build_linear_backbone
     config = small_config(model_path=str(folder), total_epoch=2, batch_size=4)
-    return training.Trainer(config, as_patch_set(draw_images(10)), 16, fabric, Ledger("test", quiet=True))
+    return trainer_module.Trainer(config, as_patch_set(draw_images(10)), 16, fabric, Ledger("test", quiet=True))
 
 
 def train_linear(folder: Path, fabric) -> Path:

@@ -8,7 +8,7 @@ import torch
 
 from imagery2flow.encoder.checkpoint import check_scale, find_checkpoint, load_checkpoint, load_encoder
 from imagery2flow.encoder.embeddings import make_embeddings
-from imagery2flow.imagery.patchset import load_patches
+from imagery2flow.imagery.patch_files import load_patches
 from imagery2flow.run.config import EmbeddingConfig
 from imagery2flow.run.errors import BandError, InputError, MissingInputError
 from imagery2flow.run.files import save_tensors

@@ -8,7 +8,7 @@ import torch
 
 from imagery2flow.encoder.checkpoint import load_encoder
 from imagery2flow.encoder.embeddings import embed, make_embeddings
-from imagery2flow.imagery.patchset import load_patches
+from imagery2flow.imagery.patch_files import load_patches
 from imagery2flow.imagery.pyramid import build_pyramid
 from imagery2flow.imagery.views import embedding_views
 from imagery2flow.run.config import EmbeddingConfig

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from imagery2flow.encoder import training
+from imagery2flow.encoder import trainer, training
 from imagery2flow.encoder.objectives import nt_xent
 from imagery2flow.run.device import make_fabric
 from imagery2flow.run.errors import InputError
@@ -63,7 +63,7 @@ def test_loss_retrieval_and_gradients_equal_those_of_one_process(two_processes):
 
 
 def test_a_whole_run_equals_that_of_one_process(two_processes, tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(training, "build_backbone", None)  # restored after the test; the worker's function sets it
+    monkeypatch.setattr(trainer, "build_backbone", None)  # restored after the test; the worker's function sets it
     fabric, _ = make_fabric("cpu", "fp32")
     path = ddp_worker.train_linear(tmp_path, fabric)
     one, two = (torch.load(folder / path.name, weights_only=True) for folder in (tmp_path, two_processes))
@@ -81,7 +81,7 @@ def test_sigterm_to_one_process_stops_both_at_the_same_step_and_the_run_resumes(
     assert resumed["history"] == whole["history"]
     assert all(torch.equal(resumed["model"][part], whole["model"][part]) for part in whole["model"])
 
-    monkeypatch.setattr(training, "build_backbone", None)
+    monkeypatch.setattr(trainer, "build_backbone", None)
     (tmp_path / "one").mkdir()
     shutil.copy(tmp_path / ddp_worker.STOPPED, tmp_path / "one" / name)
     alone = ddp_worker.make_linear_trainer(tmp_path / "one", make_fabric("cpu", "fp32")[0])

@@ -14,8 +14,8 @@ import rasterio.mask
 import shapely
 
 from imagery2flow.imagery import patches
+from imagery2flow.imagery.patch_files import load_patches
 from imagery2flow.imagery.patches import read_manifest
-from imagery2flow.imagery.patchset import load_patches
 from imagery2flow.run.errors import CRSError, InputError, MissingInputError
 
 from .helpers import cut, noise, place, quiet, read, rectangle

@@ -11,7 +11,7 @@ import shapely
 from rasterio.transform import from_origin
 from rasterio.windows import Window
 
-from imagery2flow.imagery.patchset import load_patches
+from imagery2flow.imagery.patch_files import load_patches
 from imagery2flow.run.errors import BandError
 
 from .helpers import GSD_M, LEFT, TOP, cut, noise, place, quiet, read, rectangle

@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 import rasterio
 
-from imagery2flow.imagery.patchset import Normalisation, load_patches, measure, unit_statistics
+from imagery2flow.imagery.patch_files import load_patches
+from imagery2flow.imagery.patchset import Normalisation, measure, unit_statistics
 from imagery2flow.run.errors import BandError, InputError, MissingInputError, TableError
 
 from .helpers import as_patch_set, noise, quiet

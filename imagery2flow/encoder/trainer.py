@@ -1,0 +1,274 @@
+"""The one training loop of encoders.
+
+Every random number is drawn from (seed, epoch, step), and the learning rate is a function of the epoch, so that a run that was stopped and
+resumed equals one that was not. Batches and views are drawn as for one process and then divided among the processes: their number changes
+neither, and a run may be resumed with another number.
+
+A batch that is too large for a device goes through the encoder in parts (``--accumulate``) and keeps its negatives: the projections of all parts are made
+without gradients, the loss is taken over all of them, and each part then goes through once more to pass its share of the gradient back (Gao et al. 2021,
+"Scaling deep contrastive learning batch size under memory limited setup"). Batch norm sees the parts.
+
+Writes ``<model_path>/<log>_img_<total_epoch>.pth`` after every epoch and on SIGTERM, and beside it ``_metrics.csv`` and ``_run.json``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from imagery2flow.encoder.backbones import build_backbone
+from imagery2flow.encoder.checkpoint import load_checkpoint, plain, save_checkpoint
+from imagery2flow.encoder.compiling import compile_if_faster
+from imagery2flow.encoder.loading import StepJob, ViewLoader, ViewPart
+from imagery2flow.encoder.objectives import SimCLR, chance_level, feature_spread, nt_xent
+from imagery2flow.imagery.patchset import PatchSet
+from imagery2flow.imagery.pyramid import build_pyramid
+from imagery2flow.run.config import EncoderConfig
+from imagery2flow.run.device import generator
+from imagery2flow.run.errors import InputError
+from imagery2flow.run.files import write_table
+from imagery2flow.run.memory import allocator, fits_device
+from imagery2flow.run.stage import Ledger, Terminated, TerminationFlag
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+# Purposes of random numbers, as keys of ``run.device.generator``.
+ORDER, VIEWS = 0, 1
+MAY_CHANGE_ON_RESUME = {"resume", "device", "precision", "data_path", "model_path", "log", "patches_on", "compile"}
+LOGGED_EPOCHS = 20
+# All processes ask each other whether one of them is to stop: a GPU would have to be waited for at every step.
+STEPS_BETWEEN_QUESTIONS = 8
+SUMS = ("loss", "chance", "spread", "retrieval")
+
+
+def count_batches(num_patches: int, batch_size: int) -> int:
+    """Batches of an epoch: no more than ``batch_size`` asks for, and none of a single patch, which has no negatives."""
+    return min(math.ceil(num_patches / batch_size), num_patches // 2)
+
+
+class Trainer:
+    """One run of stage 2: model, optimiser, position and history."""
+
+    def __init__(self, config: EncoderConfig, patches: PatchSet, view_size: int, fabric: Fabric, ledger: Ledger) -> None:
+        self.config, self.view_size, self.fabric, self.ledger = config, view_size, fabric, ledger
+        self.path = Path(config.checkpoint)
+        self.normalisation = patches.normalisation
+        self.num_patches = len(patches)
+        pyramid = build_pyramid(patches, patches.normalisation, view_size, allocator(config.patches_on, self.path.parent))
+        if fits_device(pyramid.num_bytes, config.patches_on, fabric.device):
+            pyramid = pyramid.to(fabric.device)
+        self.loader = ViewLoader(pyramid, config.views, view_size, fabric.device)
+        if self.loader.streams:
+            ledger.note(f"pixels ({pyramid.num_bytes / 1e9:.1f} GB) stay off the device: each step's crops are sent to it")
+        backbone, dim = build_backbone(config.resnet, len(self.normalisation.band_names), view_size, config.seed)
+        model: nn.Module = SimCLR(backbone, dim, config.projection_dim, config.seed + 1)
+        if fabric.world_size > 1 and fabric.device.type == "cuda":
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        if config.resnet != "vit_l_16":
+            model = model.to(memory_format=torch.channels_last)
+        fused = fabric.device.type in ("cpu", "cuda")
+        optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=fused)
+        self.model, self.optimizer = fabric.setup(model, optimizer)
+        self.epoch, self.step = 0, 0
+        self.sums = torch.zeros(len(SUMS), device=fabric.device)  # read once an epoch: reading waits for the device
+        self.history: list[dict[str, float]] = []
+
+    def resume(self) -> None:
+        """Continues from the run's checkpoint, if there is one.
+
+        Raises:
+            InputError: The checkpoint was made with other settings.
+        """
+        if not self.path.is_file():
+            self.ledger.note(f"nothing to resume: {self.path} does not exist, the run starts anew")
+            return
+        content = load_checkpoint(self.path)
+        settings = {**dataclasses.asdict(self.config), "normalisation": plain(self.normalisation)}
+        stored = {**content["config"], "normalisation": content["normalisation"]}
+        changed = [name for name in settings if name in stored and name not in MAY_CHANGE_ON_RESUME and stored[name] != settings[name]]
+        if changed:
+            listing = "; ".join(f"{name} {stored[name]} there, {settings[name]} now" for name in changed)
+            raise InputError(f"--resume: {self.path} was made with other settings ({listing}); repeat them, or choose another --log")
+        self.model.load_state_dict(content["model"])
+        self.optimizer.load_state_dict(content["optimizer"])
+        self.epoch, self.step, self.history = content["epoch"], content["step"], content["history"]
+        self.sums = torch.tensor([content["sums"][name] for name in SUMS], device=self.fabric.device)
+        self.ledger.note(f"resumed {self.path} at epoch {self.epoch}, step {self.step}")
+
+    def run(self, termination: TerminationFlag) -> None:
+        """Trains to the last epoch.
+
+        Raises:
+            Terminated: SIGTERM arrived; the checkpoint is saved.
+        """
+        self.model.train()
+        total = self.config.total_epoch
+        num_steps = (total - self.epoch) * count_batches(self.num_patches, self.config.batch_size)
+        compile_if_faster(self.model.module, self.trial_pass, self.config.compile, num_steps, self.fabric, self.ledger)
+        with tqdm(
+            total=total, initial=self.epoch, desc="train encoder", unit="epoch", disable=None if self.fabric.is_global_zero else True
+        ) as bar:
+            while self.epoch < total:
+                started = time.perf_counter()
+                self.run_epoch(termination)
+                self.save()
+                self.report(time.perf_counter() - started)
+                bar.update()
+
+    def run_epoch(self, termination: TerminationFlag) -> None:
+        """One pass over the patches, from ``self.step``; appends a row to the history."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.config, self.epoch)
+        batches = self.batches()
+        for batch, parts in zip(batches[self.step :], self.loader.steps(self.jobs(batches)), strict=True):
+            self.train_step(len(batch), parts)
+            self.step += 1
+            if self.any_process(termination.raised):
+                self.save()
+                raise Terminated(f"{self.path} holds epoch {self.epoch}, step {self.step}; continue with --resume")
+        mean = dict(zip(SUMS, (self.sums / len(batches)).tolist(), strict=True))
+        row = {"epoch": self.epoch + 1, "lr": learning_rate(self.config, self.epoch), **mean}
+        self.history.append(row)
+        self.epoch, self.step, self.sums = self.epoch + 1, 0, torch.zeros_like(self.sums)
+
+    def any_process(self, raised: bool) -> bool:
+        """Whether SIGTERM reached any process: all must stop at the same step."""
+        if self.fabric.world_size == 1:
+            return raised
+        if self.step % STEPS_BETWEEN_QUESTIONS and self.step < count_batches(self.num_patches, self.config.batch_size):
+            return False
+        return bool(self.all_reduce(torch.tensor(float(raised), device=self.fabric.device), "sum") > 0)
+
+    def batches(self) -> list[Tensor]:
+        """This epoch's batches of patch numbers, in random order: each patch once, the sizes equal but for one patch.
+
+        A batch holds at most ``batch_size`` patches; with an odd number of patches and a ``batch_size`` of 2, one batch holds three.
+        """
+        order = torch.randperm(self.num_patches, generator=generator(self.config.seed, ORDER, self.epoch))
+        return list(torch.tensor_split(order, count_batches(self.num_patches, self.config.batch_size)))
+
+    def jobs(self, batches: list[Tensor]) -> Iterator[StepJob]:
+        """What the epoch's remaining steps are made from; this process takes its share of each batch, in parts."""
+        for step in range(self.step, len(batches)):
+            rank, shares = self.fabric.global_rank, self.shares(len(batches[step]))
+            mine = torch.arange(sum(shares[:rank]), sum(shares[: rank + 1]))
+            random = generator(self.config.seed, VIEWS, self.epoch, step)
+            yield StepJob(batches[step], list(torch.tensor_split(mine, self.config.accumulate)), random)
+
+    def shares(self, num_patches: int) -> list[int]:
+        """Patches of a batch that each process takes."""
+        return [len(part) for part in torch.tensor_split(torch.arange(num_patches), self.fabric.world_size)]
+
+    def train_step(self, num_patches: int, parts: list[ViewPart]) -> None:
+        """One step on two random views of each patch of a batch, of which this process has its share."""
+        self.optimizer.zero_grad()
+        features, loss, retrieval = self.whole_step(num_patches, parts[0]) if len(parts) == 1 else self.step_in_parts(num_patches, parts)
+        self.optimizer.step()
+        measured = torch.stack([loss.detach(), feature_spread(features), retrieval])
+        if self.fabric.world_size > 1:
+            measured = self.all_reduce(measured, "mean")
+        chance = torch.full((1,), chance_level(num_patches), device=measured.device)
+        self.sums += torch.cat([measured[:1], chance, measured[1:]])
+
+    def whole_step(self, num_patches: int, part: ViewPart) -> tuple[Tensor, Tensor, Tensor]:
+        """Passes the gradient of all views back at once; returns features, loss and retrieval."""
+        features, projected = self.model(self.loader.views(part))  # [2n, dim], [2n, projection_dim]
+        loss, retrieval = self.contrast(num_patches, *projected.chunk(2))
+        self.fabric.backward(loss)
+        return features, loss, retrieval
+
+    def step_in_parts(self, num_patches: int, parts: list[ViewPart]) -> tuple[Tensor, Tensor, Tensor]:
+        """Passes the same gradient back part by part; returns features, loss and retrieval."""
+        with torch.no_grad(), kept_buffers(self.model):
+            features, projected = zip(*(self.model(self.loader.views(part)) for part in parts), strict=True)
+        first, second = (torch.cat(half).requires_grad_() for half in zip(*(part.chunk(2) for part in projected), strict=True))
+        loss, retrieval = self.contrast(num_patches, first, second)
+        self.fabric.backward(loss)
+        assert first.grad is not None and second.grad is not None
+        sizes = [part.num_patches for part in parts]
+        gradients = [torch.cat(pair) for pair in zip(first.grad.split(sizes), second.grad.split(sizes), strict=True)]
+        for number, (part, gradient) in enumerate(zip(parts, gradients, strict=True), start=1):
+            with self.fabric.no_backward_sync(self.model, enabled=number < len(parts)):
+                self.fabric.backward(self.model(self.loader.views(part))[1], gradient=gradient)
+        return torch.cat(features), loss, retrieval
+
+    def trial_pass(self) -> None:
+        """Runs the model forward and backward on the views of the first step, and leaves no trace."""
+        part = next(self.loader.steps(self.jobs(self.batches())))[0]
+        with kept_buffers(self.model):
+            self.fabric.backward(self.model(self.loader.views(part))[1].square().mean())
+        self.optimizer.zero_grad()
+
+    def contrast(self, num_patches: int, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+        """NT-Xent of this process's projections, and the share that finds its partner."""
+        gather = self.gather if self.fabric.world_size > 1 else None
+        return nt_xent(first, second, self.config.temperature, gather, self.fabric.global_rank, self.shares(num_patches))
+
+    def gather(self, local: Tensor) -> Tensor:
+        """All processes' tensors, with gradients: [...] -> [world_size, ...]."""
+        return cast("Tensor", self.fabric.all_gather(local, sync_grads=True))
+
+    def all_reduce(self, local: Tensor, operation: str) -> Tensor:
+        """Sum or mean of all processes' tensors."""
+        return cast("Tensor", self.fabric.all_reduce(local, reduce_op=operation))
+
+    def save(self) -> None:
+        """Writes the checkpoint and the metrics (first process only)."""
+        if not self.fabric.is_global_zero:
+            return
+        model = self.model.module
+        position: dict[str, Any] = {
+            "epoch": self.epoch,
+            "step": self.step,
+            "sums": dict(zip(SUMS, self.sums.tolist(), strict=True)),
+            "history": self.history,
+            "view_size": self.view_size,
+        }
+        save_checkpoint(self.path, model, self.optimizer, self.config, position, self.normalisation)
+        if not self.history:
+            return
+        write_table(metrics_path(self.config), pd.DataFrame(self.history))
+
+    def report(self, seconds: float) -> None:
+        """Prints the epoch that just ended, about twenty times a run."""
+        every = max(1, self.config.total_epoch // LOGGED_EPOCHS)
+        if self.epoch % every and self.epoch not in (1, self.config.total_epoch):
+            return
+        row = self.history[-1]
+        self.ledger.say(
+            f"epoch {self.epoch}/{self.config.total_epoch}: loss {row['loss']:.3f} (chance {row['chance']:.3f}), partner found {row['retrieval']:.0%}, "
+            f"feature spread {row['spread']:.2f} (0 is collapsed), {self.num_patches / seconds:.0f} patches/s"
+        )
+
+
+@contextmanager
+def kept_buffers(model: nn.Module) -> Iterator[None]:
+    """Gives the running means of batch norm back as they were: a pass that is made twice counts once."""
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    yield
+    for name, buffer in model.named_buffers():
+        buffer.copy_(before[name])
+
+
+def metrics_path(config: EncoderConfig) -> Path:
+    """Table of the run's epochs: epoch, lr, loss, chance, spread, retrieval."""
+    checkpoint = Path(config.checkpoint)
+    return checkpoint.with_name(checkpoint.stem + "_metrics.csv")
+
+
+def learning_rate(config: EncoderConfig, epoch: int) -> float:
+    """Learning rate of an epoch (0-based): half a cosine, or a tenth at each epoch of the schedule, as published (1-based there)."""
+    if config.cos:
+        return config.lr * 0.5 * (1 + math.cos(math.pi * epoch / config.total_epoch))
+    return config.lr * 0.1 ** sum(epoch + 1 >= milestone for milestone in config.schedule)
