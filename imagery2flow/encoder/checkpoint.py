@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from imagery2flow.encoder.backbones import build_backbone
-from imagery2flow.imagery.patchset import Normalisation, PatchSet
+from imagery2flow.imagery.patchset import Normalisation
 from imagery2flow.run.errors import BandError, InputError, MissingInputError
 from imagery2flow.run.files import load_tensors, save_tensors
 
@@ -116,15 +116,15 @@ def load_encoder(path: Path) -> tuple[nn.Module, EncoderRecord]:
     return backbone.eval(), record
 
 
-def check_scale(record: EncoderRecord, patches: PatchSet, data_path: str) -> None:
-    """Refuses patches whose type tells that their numbers are on another scale than the encoder's.
+def check_scale(record: EncoderRecord, dtype: str, data_path: str) -> None:
+    """Refuses patches whose NumPy type tells that their numbers are on another scale than the encoder's.
 
     Raises:
         BandError: The types differ.
     """
-    trained, given = record.normalisation.dtype, patches.normalisation.dtype
-    if trained != given:
+    trained = record.normalisation.dtype
+    if trained != dtype:
         raise BandError(
-            f"patches {data_path} hold {given} but the encoder was trained on {trained}, another scale of the same bands; "
+            f"patches {data_path} hold {dtype} but the encoder was trained on {trained}, another scale of the same bands; "
             "bring the scene to the encoder's units, or scale each band by these patches' own mean and deviation with --normalisation patches"
         )

@@ -6,10 +6,15 @@ encoder is free to forget the absolute brightness that tells a business district
 
 Beside it stands the same table of an encoder with random weights, ``<name>_untrained``: a model that scores no better with the trained encoder than with
 that one owes nothing to the training.
+
+Patches are read and embedded in chunks: memory is bounded by a chunk, and chunks may go to several processes or machines.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -20,16 +25,55 @@ from tqdm import tqdm
 
 from imagery2flow.encoder.backbones import build_backbone
 from imagery2flow.encoder.checkpoint import check_scale, find_checkpoint, load_encoder
-from imagery2flow.imagery.patch_files import load_patches
-from imagery2flow.imagery.patchset import PatchSet, unit_statistics
+from imagery2flow.imagery.patch_files import PatchFiles, find_patches, note_patches, read_patches
+from imagery2flow.imagery.patchset import BandMoments, Normalisation, as_normalisation, merge_moments, moments_of, unit_statistics
 from imagery2flow.imagery.pyramid import Pyramid, build_pyramid
 from imagery2flow.imagery.views import embedding_views
 from imagery2flow.run.config import EmbeddingConfig, log_name
 from imagery2flow.run.device import make_fabric
 from imagery2flow.run.files import check_table_suffix, untrained_path, write_table
+from imagery2flow.run.parallel import available_cores, each_chunk
 from imagery2flow.run.stage import Ledger
 
 UNTRAINED_SEED = 0
+PIXELS_PER_CHUNK, PATCHES_PER_CHUNK = 1 << 26, 4096
+CHUNKS_PER_WORKER = 4  # so that none waits long for the last
+
+
+@dataclass(frozen=True)
+class EmbeddingJob:
+    """What is the same for every chunk of a run.
+
+    Attributes:
+        config: Settings of the stage.
+        checkpoint: Path of the encoder.
+        files: All patches.
+        normalisation: What scales the bands.
+        num_threads: CPU threads of torch in this process; None leaves them as they are.
+    """
+
+    config: EmbeddingConfig
+    checkpoint: Path
+    files: PatchFiles
+    normalisation: Normalisation
+    num_threads: int | None
+
+
+@dataclass(frozen=True)
+class ChunkVectors:
+    """What became of a chunk, a row per patch with a valid pixel.
+
+    Attributes:
+        geocodes: Ids of the rows.
+        vectors: Features [num_patches, dim].
+        untrained: Features of the encoder with random weights, or None.
+        statistics: Mean and deviation of each band over the unit [num_patches, 2 * num_bands].
+    """
+
+    geocodes: tuple[str, ...]
+    vectors: np.ndarray
+    untrained: np.ndarray | None
+    statistics: np.ndarray
 
 
 def make_embeddings(config: EmbeddingConfig, ledger: Ledger) -> Path:
@@ -40,65 +84,125 @@ def make_embeddings(config: EmbeddingConfig, ledger: Ledger) -> Path:
     """
     check_table_suffix(config.output_path, "--output_path")
     path = find_checkpoint(config.ckpt, config.model_path, log_name(config.log))
-    encoder, record = load_encoder(path)
+    _, record = load_encoder(path)
     ledger.reads(path)
     if record.epoch < record.total_epoch:
         ledger.note(f"encoder {path} is unfinished: epoch {record.epoch} of {record.total_epoch}")
     names = record.normalisation.band_names
     remedy = f"the encoder {path} reads {', '.join(names)}: embed patches with those bands, or train an encoder on the common ones"
-    patches = load_patches(config.data_path, names, ledger, remedy)
+    files = find_patches(config.data_path, names, ledger, remedy)
+    chunks = make_chunks(files, config)
+    normalisation = record.normalisation
     if config.normalisation == "checkpoint":
-        check_scale(record, patches, config.data_path)
+        check_scale(record, files.dtype, config.data_path)
     else:
         ledger.note("bands are scaled by these patches' own statistics, not by the encoder's")
-    normalisation = record.normalisation if config.normalisation == "checkpoint" else patches.normalisation
-    fabric, choice = make_fabric(config.device, config.precision)
-    ledger.note(choice)
-    pyramid = build_pyramid(patches, normalisation, record.view_size).to(fabric.device)
-    with fabric.autocast():
-        vectors = embed(encoder.to(fabric.device), pyramid, record.view_size, config.batch_size)
-    table = as_table(vectors, patches)
-    if config.band_statistics:
-        statistics = unit_statistics(patches, normalisation).astype(np.float32)
-        columns = [f"{band}_{kind}" for kind in ("mean", "std") for band in names]
-        table[columns] = statistics
-        ledger.note(f"columns 0..{vectors.shape[1] - 1} are the encoder's, {', '.join(columns)} the bands' statistics per unit")
-    write_table(Path(config.output_path), table, index=True)
-    if config.untrained_control:
-        backbone, _ = build_backbone(record.resnet, len(names), record.view_size, seed=UNTRAINED_SEED)
-        with fabric.autocast():
-            untrained = embed(backbone.eval().to(fabric.device), pyramid, record.view_size, config.batch_size)
-        write_table(untrained_path(config.output_path), as_table(untrained, patches), index=True)
-        ledger.note(
-            f"{untrained_path(config.output_path)} holds what the same encoder with random weights makes of the patches, for the control"
-        )
-    ledger.went_out["embeddings"] = len(patches)
+        moments = list(each_chunk(partial(measure_chunk, files), chunks, config.workers, config.dask, ledger, "spawn"))
+        normalisation = as_normalisation(merge_moments(moments), names, np.dtype(files.dtype))
+    ledger.note(make_fabric(config.device, config.precision)[1])
+    job = EmbeddingJob(config, path.absolute(), files, normalisation, threads_of_each(config, len(chunks)))
+    found = []
+    with tqdm(total=len(files.paths), desc="embed", unit="patch", disable=None) as bar:
+        for part in each_chunk(partial(embed_chunk, job), chunks, config.workers, config.dask, ledger, "spawn"):
+            if part is not None:
+                found.append(part)
+                bar.update(len(part.geocodes))
+    note_patches(files, [geocode for part in found for geocode in part.geocodes], ledger)
+    write_vectors(config, names, sorted(found, key=lambda part: part.geocodes), ledger)
     return Path(config.output_path + ".run.json")
+
+
+def make_chunks(files: PatchFiles, config: EmbeddingConfig) -> list[list[str]]:
+    """Ids of the patches in chunks, in order: each of bounded pixels, and several for each worker."""
+    sizes = np.array([files.num_pixels[geocode] for geocode in files.paths])
+    workers = config.workers or available_cores()
+    for_workers = CHUNKS_PER_WORKER * workers if config.workers != 1 or config.dask else 1
+    num_chunks = max(-(-int(sizes.sum()) // PIXELS_PER_CHUNK), -(-len(sizes) // PATCHES_PER_CHUNK), min(for_workers, len(sizes)))
+    number = (np.cumsum(sizes) - sizes) * num_chunks // sizes.sum()
+    geocodes = np.array(list(files.paths), dtype=object)
+    return [geocodes[number == chunk].tolist() for chunk in np.unique(number)]
+
+
+def threads_of_each(config: EmbeddingConfig, num_chunks: int) -> int | None:
+    """CPU threads of each process of this machine: several that take every core wait for each other most of the time."""
+    workers = min(config.workers or available_cores(), num_chunks)
+    return None if config.dask or workers == 1 else max(1, available_cores() // workers)
+
+
+def measure_chunk(files: PatchFiles, geocodes: Sequence[str]) -> BandMoments:
+    """Moments of the bands over some patches."""
+    patches = read_patches(files.select(geocodes))
+    return moments_of(patches.values, patches.valid)
+
+
+def embed_chunk(job: EmbeddingJob, geocodes: Sequence[str]) -> ChunkVectors | None:
+    """Reads and embeds some patches, in this process; None where none has a valid pixel."""
+    if job.num_threads is not None:
+        torch.set_num_threads(job.num_threads)
+    patches = read_patches(job.files.select(geocodes), normalisation=job.normalisation)
+    if not len(patches):
+        return None
+    encoder, untrained, view_size = encoders_of(job.checkpoint, job.checkpoint.stat().st_mtime_ns)
+    fabric, _ = make_fabric(job.config.device, job.config.precision)
+    pyramid = build_pyramid(patches, job.normalisation, view_size).to(fabric.device)
+    with fabric.autocast():
+        vectors = embed(encoder.to(fabric.device), pyramid, view_size, job.config.batch_size)
+        control = embed(untrained.to(fabric.device), pyramid, view_size, job.config.batch_size) if job.config.untrained_control else None
+    return ChunkVectors(patches.geocodes, vectors, control, unit_statistics(patches, job.normalisation).astype(np.float32))
+
+
+@lru_cache(maxsize=1)
+def encoders_of(checkpoint: Path, changed_ns: int) -> tuple[nn.Module, nn.Module, int]:
+    """The encoder of a checkpoint, the same with random weights, and the size of their views; read once for all chunks of a process.
+
+    Args:
+        checkpoint: Path.
+        changed_ns: When the file was written: another file under the same name is read again.
+    """
+    encoder, record = load_encoder(checkpoint)
+    untrained, _ = build_backbone(record.resnet, len(record.normalisation.band_names), record.view_size, seed=UNTRAINED_SEED)
+    return encoder, untrained.eval(), record.view_size
 
 
 @torch.inference_mode()
 def embed(encoder: nn.Module, pyramid: Pyramid, view_size: int, batch_size: int) -> np.ndarray:
     """Features of whole patches: [num_patches, dim]. On a full GPU the batch is halved until it fits, with a message."""
     num_patches = len(pyramid.height)
-    parts: list[np.ndarray] = []
+    parts: list[torch.Tensor] = []
     start = 0
-    with tqdm(total=num_patches, desc="embed", unit="patch", disable=None) as bar:
-        while start < num_patches:
-            chosen = torch.arange(start, min(start + batch_size, num_patches))
-            try:
-                parts.append(encoder(embedding_views(pyramid, chosen, view_size)).float().cpu().numpy())
-            except torch.cuda.OutOfMemoryError:
-                if batch_size == 1:
-                    raise
-                batch_size //= 2
-                tqdm.write(f"GPU memory is full: going on with {batch_size} patches per pass")
-                continue
-            start += len(chosen)
-            bar.update(len(chosen))
-    return np.concatenate(parts)
+    while start < num_patches:
+        chosen = torch.arange(start, min(start + batch_size, num_patches))
+        try:
+            parts.append(encoder(embedding_views(pyramid, chosen, view_size)).float())
+        except torch.cuda.OutOfMemoryError:
+            if batch_size == 1:
+                raise
+            batch_size //= 2
+            tqdm.write(f"GPU memory is full: going on with {batch_size} patches per pass")
+            continue
+        start += len(chosen)
+    return torch.cat(parts).cpu().numpy()  # all at the end: fetching each batch would make the GPU wait
 
 
-def as_table(vectors: np.ndarray, patches: PatchSet) -> pd.DataFrame:
+def write_vectors(config: EmbeddingConfig, names: Sequence[str], parts: Sequence[ChunkVectors], ledger: Ledger) -> None:
+    """Writes the tables: index ``geocode``, columns ``0..D-1``, then those of the bands."""
+    geocodes = pd.Index([geocode for part in parts for geocode in part.geocodes], name="geocode")
+    table = as_table(np.concatenate([part.vectors for part in parts]), geocodes)
+    dim = table.shape[1]
+    if config.band_statistics:
+        columns = [f"{band}_{kind}" for kind in ("mean", "std") for band in names]
+        table[columns] = np.concatenate([part.statistics for part in parts])
+        ledger.note(f"columns 0..{dim - 1} are the encoder's, {', '.join(columns)} the bands' statistics per unit")
+    write_table(Path(config.output_path), table, index=True)
+    if config.untrained_control:
+        untrained = np.concatenate([part.untrained for part in parts if part.untrained is not None])
+        write_table(untrained_path(config.output_path), as_table(untrained, geocodes), index=True)
+        ledger.note(
+            f"{untrained_path(config.output_path)} holds what the same encoder with random weights makes of the patches, for the control"
+        )
+    ledger.went_out["embeddings"] = len(table)
+
+
+def as_table(vectors: np.ndarray, geocodes: pd.Index) -> pd.DataFrame:
     """The published format: index ``geocode``, columns ``0..D-1``."""
-    columns = [str(number) for number in range(vectors.shape[1])]
-    return pd.DataFrame(vectors, index=pd.Index(patches.geocodes, name="geocode"), columns=columns)
+    return pd.DataFrame(vectors, index=geocodes, columns=[str(number) for number in range(vectors.shape[1])])

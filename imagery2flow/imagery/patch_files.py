@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from rasterio.errors import RasterioIOError
 from tqdm import tqdm
 
 from imagery2flow.imagery.patches import WRITTEN, read_manifest
-from imagery2flow.imagery.patchset import PatchSet, measure
+from imagery2flow.imagery.patchset import Normalisation, PatchSet, measure
 from imagery2flow.imagery.scene import choose_bands, imagery_bands
 from imagery2flow.run.errors import BandError, InputError, MissingInputError, TableError, shown
 from imagery2flow.run.memory import Allocate
@@ -21,6 +22,33 @@ from imagery2flow.run.stage import Ledger
 
 CHOOSE_BANDS = "choose among them with --bands"
 IMAGE_SUFFIXES = {".tif", ".tiff", ".png", ".jpg", ".jpeg", ".vrt"}
+
+
+@dataclass(frozen=True)
+class PatchFiles:
+    """Patches that are still on disk.
+
+    Attributes:
+        folder: Where they are.
+        paths: File of each patch by its id, sorted by id.
+        num_pixels: Pixels of each patch by its id.
+        bands: 1-based numbers of the bands to read.
+        names: Their names.
+        all_bands: Whether every patch must have these bands and no other.
+        dtype: NumPy type of the pixels.
+    """
+
+    folder: Path
+    paths: dict[str, Path]
+    num_pixels: dict[str, int]
+    bands: tuple[int, ...]
+    names: tuple[str, ...]
+    all_bands: bool
+    dtype: str
+
+    def select(self, geocodes: Sequence[str]) -> PatchFiles:
+        """Some of them."""
+        return replace(self, paths={geocode: self.paths[geocode] for geocode in geocodes})
 
 
 def load_patches(
@@ -41,40 +69,70 @@ def load_patches(
         TableError: An id occurs more than once.
         InputError: No patch has a valid pixel.
     """
+    files = find_patches(data_path, bands, ledger, remedy)
+    patches = read_patches(files, allocate)
+    note_patches(files, patches.geocodes, ledger)
+    return patches
+
+
+def note_patches(files: PatchFiles, with_pixels: Iterable[str], ledger: Ledger) -> None:
+    """Notes what was read, and what has no valid pixel.
+
+    Raises:
+        InputError: No patch has a valid pixel.
+    """
+    ledger.came_in["patches"] = len(files.paths)
+    empty = sorted(set(files.paths) - set(with_pixels))
+    if len(empty) == len(files.paths):
+        raise InputError(f"no patch of {files.folder} has a valid pixel; check the nodata value of the scene")
+    ledger.leave_out("patches without a valid pixel", empty)
+
+
+def find_patches(data_path: str, bands: Sequence[str], ledger: Ledger, remedy: str = CHOOSE_BANDS) -> PatchFiles:
+    """Finds the patches of a folder and the bands to read; as ``load_patches``."""
     folder = Path(data_path)
-    paths = find_patches(folder, ledger)
-    chosen, names, all_bands = choose_patch_bands(next(iter(paths.values())), bands, ledger, remedy)
-    num_pixels = patch_sizes(folder, paths)
-    with open_patch(next(iter(paths.values()))) as patch:
-        dtype = np.dtype(patch.dtypes[chosen[0] - 1])
-    # Made at once: a table that grows would take twice its memory.
-    table, table_valid = allocate((sum(num_pixels.values()), len(chosen)), dtype), allocate((sum(num_pixels.values()),), np.dtype(bool))
+    paths = find_paths(folder, ledger)
+    first = next(iter(paths.values()))
+    chosen, names, all_bands = choose_patch_bands(first, bands, ledger, remedy)
+    with open_patch(first) as patch:
+        dtype = patch.dtypes[chosen[0] - 1]
+    return PatchFiles(folder, paths, patch_sizes(folder, paths), tuple(chosen), names, all_bands, dtype)
+
+
+def read_patches(files: PatchFiles, allocate: Allocate = np.empty, normalisation: Normalisation | None = None) -> PatchSet:
+    """Reads patches; those without a valid pixel are passed over.
+
+    Args:
+        files: Which.
+        allocate: Makes the table of pixels; at once, because a table that grows would take twice its memory.
+        normalisation: Statistics of the bands; default these patches' own.
+
+    Raises:
+        BandError: Bands or types differ between patches.
+        InputError: A file is damaged, or is not what the manifest says.
+    """
+    size = sum(files.num_pixels[geocode] for geocode in files.paths)
+    table, table_valid = allocate((size, len(files.bands)), np.dtype(files.dtype)), allocate((size,), np.dtype(bool))
     shapes: dict[str, tuple[int, ...]] = {}
     end = 0
-    for geocode, path in tqdm(paths.items(), desc="read patches", unit="patch", disable=None):
-        values, valid = read_patch(path, chosen, names, all_bands)
-        if values.dtype != dtype:
+    for geocode, path in tqdm(files.paths.items(), desc="read patches", unit="patch", disable=None, leave=False):
+        values, valid = read_patch(path, files.bands, files.names, files.all_bands)
+        if values.dtype.name != files.dtype:
             raise BandError(
-                f"patch {path} holds {values.dtype.name} but the patches before it {dtype.name}; bring all to one type and scale"
+                f"patch {path} holds {values.dtype.name} but the patches before it {files.dtype}; bring all to one type and scale"
             )
-        if valid.size != num_pixels[geocode]:
-            raise InputError(
-                f"patch {path} has {valid.size:,} pixels but manifest.csv says {num_pixels[geocode]:,}; run img_preprocessing.py again"
-            )
+        if valid.size != files.num_pixels[geocode]:
+            said = files.num_pixels[geocode]
+            raise InputError(f"patch {path} has {valid.size:,} pixels but manifest.csv says {said:,}; run img_preprocessing.py again")
         if valid.any():
             shapes[geocode] = valid.shape
             rows = slice(end, end + valid.size)
-            table[rows], table_valid[rows] = values.reshape(len(chosen), -1).T, valid.reshape(-1)  # [height * width, num_bands]
+            table[rows], table_valid[rows] = values.reshape(len(files.bands), -1).T, valid.reshape(-1)  # [height * width, num_bands]
             end += valid.size
-    ledger.came_in["patches"] = len(paths)
-    if not shapes:
-        raise InputError(f"no patch of {folder} has a valid pixel; check the nodata value of the scene")
-    ledger.leave_out("patches without a valid pixel", sorted(set(paths) - set(shapes)))
-    height, width = np.array(list(shapes.values()), dtype=np.int64).T
-    first_pixel = np.concatenate([[0], np.cumsum(height * width)[:-1]])
-    return PatchSet(
-        tuple(shapes), table[:end], table_valid[:end], first_pixel, height, width, measure(table[:end], table_valid[:end], names)
-    )
+    height, width = np.array([*shapes.values()], dtype=np.int64).reshape(-1, 2).T
+    first_pixel = np.cumsum(height * width) - height * width
+    normalisation = normalisation or measure(table[:end], table_valid[:end], files.names)
+    return PatchSet(tuple(shapes), table[:end], table_valid[:end], first_pixel, height, width, normalisation)
 
 
 def patch_sizes(folder: Path, paths: dict[str, Path]) -> dict[str, int]:
@@ -91,7 +149,7 @@ def patch_sizes(folder: Path, paths: dict[str, Path]) -> dict[str, int]:
     return found
 
 
-def find_patches(folder: Path, ledger: Ledger) -> dict[str, Path]:
+def find_paths(folder: Path, ledger: Ledger) -> dict[str, Path]:
     """Files of the patches by id, sorted by id; the manifest decides where there is one.
 
     Raises:

@@ -55,20 +55,56 @@ class PatchSet:
         return self.values[rows].reshape(height, width, -1), self.valid[rows].reshape(height, width)
 
 
+@dataclass(frozen=True)
+class BandMoments:
+    """Number of some valid pixels, and per band their mean, variance and largest value (0 if all are below) [num_bands]."""
+
+    count: int
+    mean: np.ndarray
+    variance: np.ndarray
+    highest: np.ndarray
+
+
 def measure(values: np.ndarray, valid: np.ndarray, names: Sequence[str]) -> Normalisation:
-    """Statistics per band over valid pixels [num_pixels, num_bands], in double precision; in two passes over blocks, so that memory stays small."""
-    blocks = [slice(start, start + PIXELS_PER_BLOCK) for start in range(0, len(valid), PIXELS_PER_BLOCK)]
-    count = np.count_nonzero(valid)
-    mean = sum(values[rows][valid[rows]].sum(axis=0, dtype=np.float64) for rows in blocks) / count
-    std = np.sqrt(sum(np.square(values[rows][valid[rows]] - mean).sum(axis=0) for rows in blocks) / count)
-    highest = np.max([values[rows][valid[rows]].max(axis=0, initial=0) for rows in blocks], axis=0).astype(np.float64)
-    highest = np.full(len(names), 255.0) if values.dtype == np.uint8 else highest
+    """Statistics per band over valid pixels [num_pixels, num_bands]."""
+    return as_normalisation(moments_of(values, valid), names, values.dtype)
+
+
+def moments_of(values: np.ndarray, valid: np.ndarray) -> BandMoments:
+    """Moments of the valid pixels [num_pixels, num_bands], in double precision; in blocks, so that memory stays small."""
+    starts = range(0, max(len(valid), 1), PIXELS_PER_BLOCK)
+    return merge_moments(
+        [block_moments(values[rows][valid[rows]]) for rows in (slice(start, start + PIXELS_PER_BLOCK) for start in starts)]
+    )
+
+
+def block_moments(pixels: np.ndarray) -> BandMoments:
+    """Moments of pixels [num_pixels, num_bands]."""
+    if not len(pixels):
+        return BandMoments(0, *np.zeros((3, pixels.shape[1])))
+    exact = pixels.astype(np.float64)
+    return BandMoments(len(pixels), exact.mean(axis=0), exact.var(axis=0), exact.max(axis=0, initial=0.0))
+
+
+def merge_moments(parts: Sequence[BandMoments]) -> BandMoments:
+    """The moments of several sets of pixels together: the variance within them and that of their means."""
+    counts = np.array([part.count for part in parts])
+    share = counts / max(counts.sum(), 1)
+    mean = share @ [part.mean for part in parts]
+    variance = share @ [part.variance + (part.mean - mean) ** 2 for part in parts]
+    return BandMoments(int(counts.sum()), mean, variance, np.max([part.highest for part in parts], axis=0))
+
+
+def as_normalisation(moments: BandMoments, names: Sequence[str], dtype: np.dtype) -> Normalisation:
+    """What scales the bands of pixels with these moments."""
+    std = np.sqrt(moments.variance)
+    highest = np.full(len(names), 255.0) if dtype == np.uint8 else moments.highest
     return Normalisation(
         band_names=tuple(names),
-        mean=tuple(mean.tolist()),
+        mean=tuple(moments.mean.tolist()),
         std=tuple(np.where(std > 0, std, 1.0).tolist()),
         highest=tuple(np.where(highest > 0, highest, 1.0).tolist()),
-        dtype=values.dtype.name,
+        dtype=dtype.name,
     )
 
 

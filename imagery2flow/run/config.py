@@ -205,6 +205,8 @@ class EmbeddingConfig:
         band_statistics: Append each band's mean and standard deviation, scaled alike, as named columns: red_mean, red_std.
         untrained_control: Also write <output_path>_untrained with the vectors of an encoder with random weights, a control for the flow stages.
         batch_size: Patches per forward pass.
+        workers: Processes of this machine that read and embed patches; 1 is this process, 0 one per core. On a CPU they share the cores.
+        dask: Address of a dask scheduler (tcp://host:port) whose workers read and embed instead; all machines must see the same folders.
         device: auto, cpu, cuda, cuda:N or mps.
         precision: bf16 where the device has it (auto), or one of the two.
     """
@@ -218,11 +220,14 @@ class EmbeddingConfig:
     band_statistics: bool = True
     untrained_control: bool = True
     batch_size: int = 256
+    workers: int = 1
+    dask: str | None = None
     device: str = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "fp32"
 
     def __post_init__(self) -> None:
         require(self.batch_size > 0, "batch_size", self.batch_size, "above 0")
+        require(self.workers >= 0, "workers", self.workers, "0 (one per core) or more")
 
 
 @dataclass(frozen=True, kw_only=True)

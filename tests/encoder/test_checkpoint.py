@@ -150,4 +150,4 @@ def test_patches_of_another_scale_are_refused_unless_their_own_statistics_are_as
 
 def test_patches_of_the_encoders_own_scale_pass(trained, ledger):
     _, record = load_encoder(Path(trained.checkpoint))
-    check_scale(record, load_patches(trained.data_path, [], ledger), trained.data_path)
+    check_scale(record, load_patches(trained.data_path, [], ledger).values.dtype.name, trained.data_path)

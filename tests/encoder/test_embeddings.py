@@ -6,9 +6,10 @@ import pandas as pd
 import pytest
 import torch
 
+from imagery2flow.encoder import embeddings
 from imagery2flow.encoder.checkpoint import load_encoder
 from imagery2flow.encoder.embeddings import embed, make_embeddings
-from imagery2flow.imagery.patch_files import load_patches
+from imagery2flow.imagery.patch_files import PatchFiles, load_patches
 from imagery2flow.imagery.pyramid import build_pyramid
 from imagery2flow.imagery.views import embedding_views
 from imagery2flow.run.config import EmbeddingConfig
@@ -143,3 +144,39 @@ def test_the_stage_writes_its_provenance_beside_the_table(trained, folder, tmp_p
     assert run["config"]["ckpt"] == trained.checkpoint
     assert set(run["inputs_sha256"]) == {trained.checkpoint, str(folder / "manifest.csv")}
     assert any("columns 0..511 are the encoder's" in note for note in run["ledger"]["notes"])
+
+
+@pytest.mark.parametrize("normalisation", ["checkpoint", "patches"])
+@pytest.mark.parametrize("pixels", [1, 300, 10**9])
+def test_chunks_of_any_size_give_the_same_table(trained, folder, tmp_path, ledger, monkeypatch, normalisation, pixels):
+    whole = make_table(trained, folder, tmp_path / "whole.csv", ledger, normalisation=normalisation)
+    monkeypatch.setattr(embeddings, "PIXELS_PER_CHUNK", pixels)
+    parts = make_table(trained, folder, tmp_path / "parts.csv", ledger, normalisation=normalisation)
+    pd.testing.assert_frame_equal(parts, whole, rtol=1e-5, atol=1e-5)
+
+
+def test_a_chunk_without_a_valid_pixel_is_left_out_by_name(trained, tmp_path, ledger, monkeypatch):
+    images = draw_images(4, seed=3)
+    images["00002"][:] = 0
+    monkeypatch.setattr(embeddings, "PIXELS_PER_CHUNK", 1)
+    table = make_table(trained, write_patches(tmp_path / "patches", images), tmp_path / "out.csv", ledger)
+    assert table.index.tolist() == ["00000", "00001", "00003"]
+    assert ledger.left_out == {"patches without a valid pixel": ["00002"]}
+    assert (ledger.came_in, ledger.went_out) == ({"patches": 4}, {"embeddings": 3})
+
+
+def test_several_processes_give_the_table_of_one(trained, folder, tmp_path, ledger):
+    one, two = (make_table(trained, folder, tmp_path / f"{workers}.csv", ledger, workers=workers) for workers in (1, 2))
+    pd.testing.assert_frame_equal(two, one, rtol=1e-5, atol=1e-5)
+    controls = [pd.read_csv(tmp_path / f"{workers}_untrained.csv", dtype={"geocode": str}) for workers in (1, 2)]
+    pd.testing.assert_frame_equal(*controls, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("num_pixels", "workers", "sizes"), [([5, 5, 5, 5], 1, [4]), ([5] * 16, 2, [2] * 8), ([60, 30, 10], 4, [1, 1, 1])])
+def test_chunks_hold_every_patch_once_in_order(num_pixels, workers, sizes, tmp_path):
+    geocodes = [f"{number:03d}" for number in range(len(num_pixels))]
+    paths = dict.fromkeys(geocodes, tmp_path)
+    files = PatchFiles(tmp_path, paths, dict(zip(geocodes, num_pixels, strict=True)), (1,), ("red",), True, "uint8")
+    chunks = embeddings.make_chunks(files, EmbeddingConfig(data_path="unused", output_path="unused.csv", workers=workers))
+    assert [geocode for chunk in chunks for geocode in chunk] == geocodes
+    assert [len(chunk) for chunk in chunks] == sizes

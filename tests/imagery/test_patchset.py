@@ -4,9 +4,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import rasterio
+from hypothesis import given
+from hypothesis import strategies as st
 
 from imagery2flow.imagery.patch_files import load_patches
-from imagery2flow.imagery.patchset import Normalisation, measure, unit_statistics
+from imagery2flow.imagery.patchset import Normalisation, block_moments, measure, merge_moments, unit_statistics
 from imagery2flow.run.errors import BandError, InputError, MissingInputError, TableError
 
 from .helpers import as_patch_set, noise, quiet
@@ -232,3 +234,26 @@ def test_a_mask_in_the_file_decides_which_pixels_are_valid(tmp_path, write_scene
     with rasterio.open(tmp_path / "x_01.tif") as patch:
         assert patch.nodata is None
     assert load_patches(str(tmp_path), [], quiet()).valid.tolist() == [True, False, True]
+
+
+@given(sizes=st.lists(st.integers(0, 30), min_size=1, max_size=5), seed=st.integers(0, 99))
+def test_moments_of_parts_are_those_of_the_whole(sizes, seed):
+    random = np.random.default_rng(seed)
+    parts = [random.integers(0, 5, (size, 2)).astype("uint16") for size in sizes]
+    merged = merge_moments([block_moments(part) for part in parts])
+    whole = np.concatenate(parts)
+    assert merged.count == len(whole)
+    if len(whole):
+        np.testing.assert_allclose(merged.mean, whole.mean(axis=0), rtol=1e-12)
+        np.testing.assert_allclose(merged.variance, whole.var(axis=0), rtol=1e-9, atol=1e-12)
+        assert merged.highest.tolist() == whole.max(axis=0).tolist()
+
+
+def test_patches_that_are_not_what_the_manifest_says_are_refused(write_patches):
+    folder = write_patches({"01": noise(2, 3, 4), "02": noise(2, 2, 5)}, manifest=True)
+    manifest = pd.read_csv(folder / "manifest.csv", dtype={"geocode": str}).assign(width=[4, 6], height=[3, 2])
+    manifest.to_csv(folder / "manifest.csv", index=False)
+    with pytest.raises(InputError, match=r"l8_2020_02.tif has 10 pixels but manifest.csv says 12; run img_preprocessing.py again"):
+        load_patches(str(folder), [], quiet())
+    manifest.assign(width=[4, 5]).to_csv(folder / "manifest.csv", index=False)
+    assert load_patches(str(folder), [], quiet()).width.tolist() == [4, 5]
