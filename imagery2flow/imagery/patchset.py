@@ -16,7 +16,8 @@ from rasterio.enums import MaskFlags
 from rasterio.errors import RasterioIOError
 from tqdm import tqdm
 
-from imagery2flow.imagery.patches import WRITTEN, read_manifest
+from imagery2flow.imagery.cutting import WRITTEN
+from imagery2flow.imagery.patches import read_manifest
 from imagery2flow.imagery.scene import choose_bands, imagery_bands
 from imagery2flow.run.errors import BandError, InputError, MissingInputError, TableError, shown
 from imagery2flow.run.stage import Ledger

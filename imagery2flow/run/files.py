@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-HASH_BLOCK_BYTES = 1 << 20
 MISSING_NUMBERS = ["", "NA", "N/A", "n/a", "NaN", "nan", "NULL", "null", "None", "#N/A"]
 TABLE_SUFFIXES = (".csv", ".csv.gz", ".parquet")
 
@@ -272,8 +271,5 @@ def save_figure(path: Path, figure: Figure) -> None:
 
 def sha256(path: Path) -> str:
     """Hash of a file's content, read in blocks."""
-    digest = hashlib.sha256()
     with path.open("rb") as stream:
-        while block := stream.read(HASH_BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(stream, "sha256").hexdigest()
