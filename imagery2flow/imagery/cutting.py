@@ -5,11 +5,10 @@ Shapes: ``values`` [num_bands, height, width] in the scene's type, ``valid`` [he
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from os import cpu_count
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,9 @@ from rasterio.windows import transform as window_transform
 from tqdm import tqdm
 
 from imagery2flow.imagery.scene import Scene, SceneReader, blacken
+from imagery2flow.run.files import replacing
+from imagery2flow.run.parallel import available_cores, check_shared_folder, each_chunk
+from imagery2flow.run.stage import Ledger
 
 WRITTEN, OUTSIDE, ALL_NODATA, TOO_FEW_VALID = "written", "outside every scene", "all nodata", "below --min_valid"
 WINDOW_COLUMNS = ("column_offset", "row_offset", "width", "height")
@@ -79,24 +81,22 @@ class BandSums:
     maximum: np.ndarray
 
 
-def cut_all(tasks: Sequence[CutTask], scenes: Sequence[Scene], options: CutOptions, workers: int) -> list[CutResult]:
-    """Cuts every unit, in several processes where there are many; the results come in the order of the ids."""
+def cut_all(
+    tasks: Sequence[CutTask], scenes: Sequence[Scene], options: CutOptions, workers: int, dask: str | None, ledger: Ledger
+) -> list[CutResult]:
+    """Cuts every unit, in several processes or machines where there are many; the results come in the order of the ids."""
     order = reading_order(tasks, scenes)
-    workers = workers or cpu_count() or 1
-    size = max(SMALLEST_CHUNK, -(-len(order) // (CHUNKS_PER_WORKER * workers)))
+    # How many workers a cluster has is known later, and may change.
+    size = SMALLEST_CHUNK if dask else max(SMALLEST_CHUNK, -(-len(order) // (CHUNKS_PER_WORKER * (workers or available_cores()))))
     chunks = [order[start : start + size] for start in range(0, len(order), size)]
-    cut = partial(cut_chunk, scenes=scenes, options=options)
+    # Processes of other machines begin in another folder.
+    scenes = [replace(scene, path=scene.path.absolute()) for scene in scenes] if dask else scenes
+    cut = partial(cut_chunk, scenes=scenes, options=replace(options, folder=options.folder.absolute()))
     results: list[CutResult] = []
     with tqdm(total=len(tasks), desc="cut patches", unit="unit", disable=None) as bar:
-        if min(workers, len(chunks)) == 1:
-            for chunk in chunks:
-                results += cut(chunk)
-                bar.update(len(chunk))
-        else:
-            with ProcessPoolExecutor(min(workers, len(chunks))) as pool:
-                for part in pool.map(cut, chunks):
-                    results += part
-                    bar.update(len(part))
+        for part in each_chunk(cut, chunks, workers, dask, ledger):
+            results += part
+            bar.update(len(part))
     return sorted(results, key=lambda result: result.row["geocode"])
 
 
@@ -120,22 +120,23 @@ def reading_order(tasks: Sequence[CutTask], scenes: Sequence[Scene]) -> list[Cut
 
 def band_widths(tasks: Sequence[CutTask], scenes: Sequence[Scene]) -> list[int]:
     """Width in pixels of each scene's bands of columns: what fits into half of the cache, whose rest is for patches being written."""
-    tallest, widest = [1] * len(scenes), [1] * len(scenes)
+    windows: list[list[Window]] = [[] for _ in scenes]
     for task in tasks:
         for candidate in task.candidates[:1]:
-            number, window = candidate.scene_number, candidate.window
-            tallest[number], widest[number] = max(tallest[number], window.height), max(widest[number], window.width)
+            windows[candidate.scene_number].append(candidate.window)
     widths = []
-    for scene, height, width in zip(scenes, tallest, widest, strict=True):
-        # A window that begins on the last pixel of a block reaches into the most of them.
-        rows_of_blocks = 1 + -(-(height - 1) // scene.block_height)
+    for scene, own in zip(scenes, windows, strict=True):
+        # A few huge units are better read twice than the bands of all made narrow.
+        height, width = np.quantile([(window.height, window.width) for window in own] or [(1, 1)], 0.9, axis=0)
+        rows_of_blocks = 1 + math.ceil((height - 1) / scene.block_height)  # that a window reaches into, wherever it begins
         columns_of_blocks = BLOCK_CACHE_BYTES // 2 // (rows_of_blocks * scene.block_bytes)
-        widths.append(max(columns_of_blocks * scene.block_width - width, scene.block_width))
+        widths.append(max(columns_of_blocks * scene.block_width - int(width), scene.block_width))
     return widths
 
 
 def cut_chunk(tasks: Sequence[CutTask], scenes: Sequence[Scene], options: CutOptions) -> list[CutResult]:
     """Cuts some units in this process."""
+    check_shared_folder(options.folder)
     reader = SceneReader(scenes)
     try:
         with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True, GDAL_CACHEMAX=BLOCK_CACHE_BYTES):
@@ -209,7 +210,7 @@ def write_patch(path: Path, values: np.ndarray, valid: np.ndarray, scene: Scene,
         "photometric": "MINISBLACK",
         "alpha": "NO",
     }
-    with rasterio.open(path, "w", **profile) as patch:  # into a temporary folder; see cut_patches
+    with replacing(path) as temporary, rasterio.open(temporary, "w", **profile) as patch:
         patch.write(values)
         patch.descriptions = scene.band_names
         if not zero_is_free:

@@ -59,7 +59,7 @@ def cut_patches(config: PreprocessingConfig, ledger: Ledger) -> Path:
     with filling(folder, last="manifest.csv") as temporary:
         prefix, keep_surroundings = f"{config.tag}_{config.year}", config.context_m is not None
         options = CutOptions(temporary, prefix, config.all_touched, keep_surroundings, config.min_valid)
-        results = cut_all(tasks, scenes, options, config.workers)
+        results = cut_all(tasks, scenes, options, config.workers, config.dask, ledger)
         if not any(result.row["status"] == WRITTEN for result in results):
             named = shown(f"{scene.path}, nodata {nodata_text(scene)}" for scene in scenes)
             raise InputError(

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import geopandas as gpd
@@ -16,6 +15,7 @@ import shapely
 from imagery2flow.imagery import cutting, patches
 from imagery2flow.imagery.patches import read_manifest
 from imagery2flow.imagery.patchset import load_patches
+from imagery2flow.run import parallel
 from imagery2flow.run.errors import CRSError, InputError, MissingInputError
 
 from .helpers import cut, noise, place, quiet, read, rectangle
@@ -187,7 +187,8 @@ def test_two_processes_write_the_same_bytes_as_one(tmp_path, write_scene, write_
     monkeypatch.setattr(cutting, "SMALLEST_CHUNK", 2)
     scene, units = write_scene(noise(2, 40, 40, "float32") / 7), write_units(irregular_shapes())
     pools: list[int] = []
-    monkeypatch.setattr(cutting, "ProcessPoolExecutor", lambda workers: pools.append(workers) or ProcessPoolExecutor(workers))
+    start_pool = parallel.ProcessPoolExecutor
+    monkeypatch.setattr(parallel, "ProcessPoolExecutor", lambda workers, *context: pools.append(workers) or start_pool(workers, *context))
     one, manifest, _ = cut(tmp_path / "one", scene, units, workers=1)
     two, _, _ = cut(tmp_path / "two", scene, units, workers=2)
     assert pools == [2]
