@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Before torch is imported: processes beside each other that all use every core wait for each other most of the time.
@@ -16,6 +17,9 @@ import rasterio
 import torch
 from affine import Affine
 from rasterio.transform import from_origin
+
+if TYPE_CHECKING:
+    from distributed import LocalCluster
 
 # The same examples on every run, and no folder of past failures.
 hypothesis.settings.register_profile("repeatable", derandomize=True, database=None, deadline=None)
@@ -70,3 +74,12 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator["LocalCluster"]:
+    """A dask cluster of two processes."""
+    from distributed import LocalCluster
+
+    with LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0") as running:
+        yield running

@@ -32,7 +32,7 @@ from imagery2flow.imagery.views import embedding_views
 from imagery2flow.run.config import EmbeddingConfig, log_name
 from imagery2flow.run.device import make_fabric
 from imagery2flow.run.files import check_table_suffix, untrained_path, write_table
-from imagery2flow.run.parallel import available_cores, each_chunk
+from imagery2flow.run.parallel import available_cores, check_shared_folder, each_chunk
 from imagery2flow.run.stage import Ledger
 
 UNTRAINED_SEED = 0
@@ -97,10 +97,10 @@ def make_embeddings(config: EmbeddingConfig, ledger: Ledger) -> Path:
         check_scale(record, files.dtype, config.data_path)
     else:
         ledger.note("bands are scaled by these patches' own statistics, not by the encoder's")
-        moments = list(each_chunk(partial(measure_chunk, files), chunks, config.workers, config.dask, ledger, "spawn"))
+        moments = list(each_chunk(partial(measure_chunk, files.absolute()), chunks, config.workers, config.dask, ledger, "spawn"))
         normalisation = as_normalisation(merge_moments(moments), names, np.dtype(files.dtype))
     ledger.note(make_fabric(config.device, config.precision)[1])
-    job = EmbeddingJob(config, path.absolute(), files, normalisation, threads_of_each(config, len(chunks)))
+    job = EmbeddingJob(config, path.absolute(), files.absolute(), normalisation, threads_of_each(config, len(chunks)))
     found = []
     with tqdm(total=len(files.paths), desc="embed", unit="patch", disable=None) as bar:
         for part in each_chunk(partial(embed_chunk, job), chunks, config.workers, config.dask, ledger, "spawn"):
@@ -137,6 +137,8 @@ def measure_chunk(files: PatchFiles, geocodes: Sequence[str]) -> BandMoments:
 
 def embed_chunk(job: EmbeddingJob, geocodes: Sequence[str]) -> ChunkVectors | None:
     """Reads and embeds some patches, in this process; None where none has a valid pixel."""
+    check_shared_folder(job.files.folder, "patches in")
+    check_shared_folder(job.checkpoint.parent, "encoder in")
     if job.num_threads is not None:
         torch.set_num_threads(job.num_threads)
     patches = read_patches(job.files.select(geocodes), normalisation=job.normalisation)

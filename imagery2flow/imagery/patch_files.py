@@ -13,7 +13,8 @@ from rasterio.enums import MaskFlags
 from rasterio.errors import RasterioIOError
 from tqdm import tqdm
 
-from imagery2flow.imagery.patches import WRITTEN, read_manifest
+from imagery2flow.imagery.cutting import WRITTEN
+from imagery2flow.imagery.patches import read_manifest
 from imagery2flow.imagery.patchset import Normalisation, PatchSet, measure
 from imagery2flow.imagery.scene import choose_bands, imagery_bands
 from imagery2flow.run.errors import BandError, InputError, MissingInputError, TableError, shown
@@ -49,6 +50,10 @@ class PatchFiles:
     def select(self, geocodes: Sequence[str]) -> PatchFiles:
         """Some of them."""
         return replace(self, paths={geocode: self.paths[geocode] for geocode in geocodes})
+
+    def absolute(self) -> PatchFiles:
+        """The same for processes that began in another folder."""
+        return replace(self, folder=self.folder.absolute(), paths={geocode: path.absolute() for geocode, path in self.paths.items()})
 
 
 def load_patches(

@@ -13,9 +13,6 @@ read: memory is bounded by the largest patch.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
-from os import cpu_count
 from pathlib import Path
 from typing import Any
 
@@ -23,71 +20,27 @@ import numpy as np
 import pandas as pd
 import rasterio
 import shapely
-from rasterio.features import rasterize
-from rasterio.windows import Window
-from rasterio.windows import transform as window_transform
-from tqdm import tqdm
 
 from imagery2flow.imagery import units as areal_units
-from imagery2flow.imagery.scene import Scene, SceneReader, check_scenes_agree, open_scene
+from imagery2flow.imagery.cutting import (
+    ALL_NODATA,
+    OUTSIDE,
+    TOO_FEW_VALID,
+    WINDOW_COLUMNS,
+    WRITTEN,
+    Candidate,
+    CutOptions,
+    CutResult,
+    CutTask,
+    cut_all,
+)
+from imagery2flow.imagery.scene import Scene, check_scenes_agree, open_scene
 from imagery2flow.run.config import PreprocessingConfig
 from imagery2flow.run.errors import InputError, MissingInputError, shown
 from imagery2flow.run.files import check_output_folder, filling, read_table, write_json, write_table
 from imagery2flow.run.stage import Ledger
 
-WRITTEN, OUTSIDE, ALL_NODATA, TOO_FEW_VALID = "written", "outside every scene", "all nodata", "below --min_valid"
-WINDOW_COLUMNS = ("column_offset", "row_offset", "width", "height")
 WELL_COVERED = 0.95  # share of a unit's pixels; units below are named in the ledger
-UNITS_PER_CHUNK = 64
-# Units are cut in the order of scene tiles of this side, so that GDAL's block cache serves neighbours.
-LOCALITY_PIXELS = 512
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A scene that a unit can be cut from: the window, and the unit's outline in the scene's CRS (None if the window is the unit)."""
-
-    scene_number: int
-    window: Window
-    outline: shapely.Geometry | None
-
-
-@dataclass(frozen=True)
-class CutTask:
-    """One unit and the scenes that it lies on."""
-
-    geocode: str
-    candidates: tuple[Candidate, ...]
-
-
-@dataclass(frozen=True)
-class CutOptions:
-    """What is the same for every unit of a run."""
-
-    folder: Path
-    prefix: str
-    all_touched: bool
-    keep_surroundings: bool
-    min_valid: float
-
-
-@dataclass(frozen=True)
-class CutResult:
-    """What became of a unit: a row of the manifest, and the sums from which the statistics of the bands are made."""
-
-    row: dict[str, Any]
-    sums: BandSums | None
-
-
-@dataclass(frozen=True)
-class BandSums:
-    """Per band over valid pixels: [num_bands] each."""
-
-    count: int
-    total: np.ndarray
-    squares: np.ndarray
-    minimum: np.ndarray
-    maximum: np.ndarray
 
 
 def cut_patches(config: PreprocessingConfig, ledger: Ledger) -> Path:
@@ -106,7 +59,7 @@ def cut_patches(config: PreprocessingConfig, ledger: Ledger) -> Path:
     with filling(folder, last="manifest.csv") as temporary:
         prefix, keep_surroundings = f"{config.tag}_{config.year}", config.context_m is not None
         options = CutOptions(temporary, prefix, config.all_touched, keep_surroundings, config.min_valid)
-        results = cut_all(tasks, scenes, options, config.workers)
+        results = cut_all(tasks, scenes, options, config.workers, config.dask, ledger)
         if not any(result.row["status"] == WRITTEN for result in results):
             named = shown(f"{scene.path}, nodata {nodata_text(scene)}" for scene in scenes)
             raise InputError(
@@ -197,119 +150,6 @@ def no_overlap_message(units: Any, scenes: Sequence[Scene], config: Preprocessin
         f"no unit of {config.shp_path} lies on a scene: the units cover {west:.3f} {south:.3f} {east:.3f} {north:.3f} (west south east north, degrees), "
         f"the scenes {'; '.join(extents)}; name a scene of that place, or mend the CRS of one of them"
     )
-
-
-def cut_all(tasks: Sequence[CutTask], scenes: Sequence[Scene], options: CutOptions, workers: int) -> list[CutResult]:
-    """Cuts every unit, in several processes where there are many; the results come in the order of the ids."""
-    order = sorted(tasks, key=locality)
-    chunks = [order[start : start + UNITS_PER_CHUNK] for start in range(0, len(order), UNITS_PER_CHUNK)]
-    workers = min(workers or cpu_count() or 1, len(chunks))
-    results: list[CutResult] = []
-    with tqdm(total=len(tasks), desc="cut patches", unit="unit", disable=None) as bar:
-        if workers == 1:
-            for chunk in chunks:
-                results += cut_chunk(chunk, scenes, options)
-                bar.update(len(chunk))
-        else:
-            with ProcessPoolExecutor(workers) as pool:
-                for part in pool.map(cut_chunk, chunks, [scenes] * len(chunks), [options] * len(chunks)):
-                    results += part
-                    bar.update(len(part))
-    return sorted(results, key=lambda result: result.row["geocode"])
-
-
-def locality(task: CutTask) -> tuple[int, int, int, str]:
-    """Sort key that keeps units near each other on a scene together."""
-    if not task.candidates:
-        return (-1, 0, 0, task.geocode)
-    first = task.candidates[0]
-    return (first.scene_number, first.window.row_off // LOCALITY_PIXELS, first.window.col_off // LOCALITY_PIXELS, task.geocode)
-
-
-def cut_chunk(tasks: Sequence[CutTask], scenes: Sequence[Scene], options: CutOptions) -> list[CutResult]:
-    """Cuts some units in this process."""
-    reader = SceneReader(scenes)
-    try:
-        with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True):
-            return [cut_unit(task, reader, options) for task in tasks]
-    finally:
-        reader.close()
-
-
-def cut_unit(task: CutTask, reader: SceneReader, options: CutOptions) -> CutResult:
-    """Cuts one unit from the scene in which most of its own pixels are valid, writes its patch and reports."""
-    best: tuple[float, Candidate, np.ndarray, np.ndarray] | None = None
-    for candidate in task.candidates:
-        values, valid = reader.read(candidate.scene_number, candidate.window)
-        inside = outline_mask(candidate, reader.scenes[candidate.scene_number], options.all_touched)
-        share = float((valid & inside).sum() / inside.sum())
-        if best is None or share > best[0]:
-            best = (share, candidate, values, valid if options.keep_surroundings else valid & inside)
-        if share == 1.0:
-            break
-    if best is None:
-        return CutResult(manifest_row(task.geocode, OUTSIDE), None)
-    share, candidate, values, valid = best
-    scene = reader.scenes[candidate.scene_number]
-    status = ALL_NODATA if share == 0 else TOO_FEW_VALID if share < options.min_valid else WRITTEN
-    row = manifest_row(task.geocode, status, candidate.window, scene, share)
-    if status != WRITTEN:
-        return CutResult(row, None)
-    values[:, ~valid] = 0
-    row["path"] = f"{options.prefix}_{task.geocode}.tif"
-    write_patch(options.folder / row["path"], values, valid, scene, candidate.window)
-    return CutResult(row, band_sums(values[:, valid]))
-
-
-def outline_mask(candidate: Candidate, scene: Scene, all_touched: bool) -> np.ndarray:
-    """The pixels [height, width] that belong to the unit; never empty: a sliver without a pixel centre keeps the pixels it touches."""
-    shape = (candidate.window.height, candidate.window.width)
-    if candidate.outline is None:
-        return np.ones(shape, dtype=bool)
-    transform = window_transform(candidate.window, scene.transform)
-    inside = rasterize([candidate.outline], out_shape=shape, transform=transform, all_touched=all_touched, dtype="uint8").astype(bool)
-    if not inside.any():
-        inside = rasterize([candidate.outline], out_shape=shape, transform=transform, all_touched=True, dtype="uint8").astype(bool)
-    return inside if inside.any() else np.ones(shape, dtype=bool)
-
-
-def manifest_row(geocode: str, status: str, window: Window | None = None, scene: Scene | None = None, share: float = 0.0) -> dict[str, Any]:
-    """One row of ``manifest.csv``; the fields of a unit without a scene stay empty."""
-    place = (window.col_off, window.row_off, window.width, window.height) if window else (None,) * 4
-    row = {"geocode": geocode, "status": status, "path": None, "scene": scene.path.name if scene else None}
-    return row | dict(zip(WINDOW_COLUMNS, place, strict=True)) | {"valid_fraction": round(share, 6)}
-
-
-def write_patch(path: Path, values: np.ndarray, valid: np.ndarray, scene: Scene, window: Window) -> None:
-    """Writes a patch [num_bands, height, width].
-
-    0 marks missing pixels, as published. Where a valid pixel is 0 itself, the file carries a mask instead, so that nothing valid is lost.
-    """
-    zero_is_free = not (values[:, valid] == 0).any()
-    profile = {
-        "driver": "GTiff",
-        "width": values.shape[2],
-        "height": values.shape[1],
-        "count": values.shape[0],
-        "dtype": values.dtype,
-        "crs": scene.crs,
-        "transform": window_transform(window, scene.transform),
-        "nodata": 0 if zero_is_free else None,
-        # Unless told, GDAL labels the fourth of four uint8 bands as alpha, and whoever reads the patch loses it.
-        "photometric": "MINISBLACK",
-        "alpha": "NO",
-    }
-    with rasterio.open(path, "w", **profile) as patch:  # into a temporary folder; see cut_patches
-        patch.write(values)
-        patch.descriptions = scene.band_names
-        if not zero_is_free:
-            patch.write_mask(valid)
-
-
-def band_sums(pixels: np.ndarray) -> BandSums:
-    """Sums over pixels [num_bands, num_pixels], in double precision."""
-    exact = pixels.astype(np.float64)
-    return BandSums(exact.shape[1], exact.sum(axis=1), np.square(exact).sum(axis=1), exact.min(axis=1), exact.max(axis=1))
 
 
 def collect_statistics(results: Sequence[CutResult], scenes: Sequence[Scene], config: PreprocessingConfig) -> dict[str, Any]:

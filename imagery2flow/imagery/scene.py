@@ -58,6 +58,8 @@ class Scene:
         has_mask: Whether the file itself says which pixels are valid.
         alpha_bands: 1-based numbers of the bands that are taken as alpha and not as imagery.
         block_width: Width of the blocks that the file is stored in.
+        block_height: Their height.
+        block_bytes: Memory that one block takes with all bands of the file, for a file may store them together.
     """
 
     path: Path
@@ -72,6 +74,8 @@ class Scene:
     has_mask: bool
     alpha_bands: tuple[int, ...]
     block_width: int
+    block_height: int
+    block_bytes: int
 
     @property
     def gsd_m(self) -> float:
@@ -183,6 +187,7 @@ def open_scene(
             if np.dtype(dtypes[0]).kind == "c":
                 raise InputError(f"scene {path} has complex pixels ({dtypes[0]}); convert it to real numbers first")
             declared = {dataset.nodatavals[number - 1] for number in chosen}
+            block_height, block_width = dataset.block_shapes[0]
             own_nodata = declared.pop() if len(declared) == 1 else None  # bands that differ are read with the file's masks
             return Scene(
                 path=Path(path),
@@ -196,7 +201,9 @@ def open_scene(
                 nodata=tuple(dict.fromkeys(value for value in (own_nodata, nodata) if value is not None)),
                 has_mask=needs_mask(dataset, imagery, chosen),
                 alpha_bands=tuple(number for number in dataset.indexes if number not in imagery),
-                block_width=dataset.block_shapes[0][1],
+                block_width=block_width,
+                block_height=block_height,
+                block_bytes=block_height * block_width * dataset.count * np.dtype(dtypes[0]).itemsize,
             )
     except RasterioIOError as error:
         if Path(path).is_file():
@@ -267,28 +274,35 @@ class SceneReader:
             Values [num_bands, height, width] and valid [height, width].
         """
         scene = self.scenes[scene_number]
-        dataset = self._datasets.get(scene_number)
-        if dataset is None:
-            dataset = self._datasets[scene_number] = rasterio.open(scene.path)
-        values = np.zeros((len(scene.bands), window.height, window.width), dtype=scene.dtype)
-        valid = np.zeros((window.height, window.width), dtype=bool)
         row, column = max(window.row_off, 0), max(window.col_off, 0)
         height = min(window.row_off + window.height, scene.height) - row
         width = min(window.col_off + window.width, scene.width) - column
-        if height <= 0 or width <= 0:
-            return values, valid
-        inner = Window(column, row, width, height)
-        rows = slice(row - window.row_off, row - window.row_off + height)
-        columns = slice(column - window.col_off, column - window.col_off + width)
+        if (height, width) == (window.height, window.width):
+            return self._read_inside(scene_number, window)
+        values = np.zeros((len(scene.bands), window.height, window.width), dtype=scene.dtype)
+        valid = np.zeros((window.height, window.width), dtype=bool)
+        if height > 0 and width > 0:
+            rows = slice(row - window.row_off, row - window.row_off + height)
+            columns = slice(column - window.col_off, column - window.col_off + width)
+            values[:, rows, columns], valid[rows, columns] = self._read_inside(scene_number, Window(column, row, width, height))
+        return values, valid
+
+    def _read_inside(self, scene_number: int, window: Window) -> tuple[np.ndarray, np.ndarray]:
+        """Reads a window that lies inside the scene."""
+        scene = self.scenes[scene_number]
+        dataset = self._datasets.get(scene_number)
+        if dataset is None:
+            dataset = self._datasets[scene_number] = rasterio.open(scene.path)
         try:
-            values[:, rows, columns] = dataset.read(list(scene.bands), window=inner)
-            valid[rows, columns] = (dataset.read_masks(list(scene.bands), window=inner) > 0).all(axis=0) if scene.has_mask else True
+            values = dataset.read(list(scene.bands), window=window)
+            valid = ~missing(values, scene.nodata)
+            if scene.has_mask:
+                valid &= (dataset.read_masks(list(scene.bands), window=window) > 0).all(axis=0)
         except RasterioIOError as error:
             raise InputError(
-                f"scene {scene.path} cannot be read at {inner} ({first_sentence(error.__cause__ or error)}); the file may be truncated: copy it again"
+                f"scene {scene.path} cannot be read at {window} ({first_sentence(error.__cause__ or error)}); the file may be truncated: copy it again"
             ) from error
-        valid &= ~missing(values, scene.nodata)
-        values[:, ~valid] = 0
+        blacken(values, valid)
         return values, valid
 
     def close(self) -> None:
@@ -296,6 +310,13 @@ class SceneReader:
         for dataset in self._datasets.values():
             dataset.close()
         self._datasets.clear()
+
+
+def blacken(values: np.ndarray, valid: np.ndarray) -> None:
+    """Sets the pixels of ``values`` [num_bands, height, width] that are not ``valid`` [height, width] to 0, in place."""
+    # The bits times 0 or 1: NaN times 0 would be NaN, and indexing with a mask takes many times as long.
+    bits = values.view(f"u{values.dtype.itemsize}")
+    np.multiply(bits, valid, out=bits)
 
 
 def missing(values: np.ndarray, nodata: Iterable[float]) -> np.ndarray:

@@ -54,6 +54,7 @@ class PreprocessingConfig:
         band_names: Names for the bands of scenes that carry none.
         nodata: Value that marks missing pixels, besides the one that a scene declares.
         workers: Processes that cut patches; 0 takes one per core.
+        dask: Address of a dask scheduler, tcp://host:port, whose workers cut the patches instead; they must see the same folders.
     """
 
     input_tif_path: list[str]
@@ -73,6 +74,7 @@ class PreprocessingConfig:
     band_names: list[str] = field(default_factory=list)
     nodata: float | None = None
     workers: int = 0
+    dask: str | None = None
 
     def __post_init__(self) -> None:
         require(self.size > 0, "size", self.size, "a number of pixels above 0")

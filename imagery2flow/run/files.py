@@ -7,6 +7,7 @@ import io
 import json
 import math
 import os
+import platform
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-HASH_BLOCK_BYTES = 1 << 20
 MISSING_NUMBERS = ["", "NA", "N/A", "n/a", "NaN", "nan", "NULL", "null", "None", "#N/A"]
 TABLE_SUFFIXES = (".csv", ".csv.gz", ".parquet")
 
@@ -29,8 +29,8 @@ TABLE_SUFFIXES = (".csv", ".csv.gz", ".parquet")
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside ``path``; on success it is renamed to ``path``, on failure removed."""
-    # The suffix stays last because writers choose their format by it.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{path.suffix}")
+    # The suffix stays last because writers choose their format by it. Processes of several machines may share a number.
+    temporary = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}{path.suffix}")
     try:
         yield temporary
         temporary.replace(path)
@@ -210,7 +210,8 @@ def filling(folder: Path, last: str) -> Iterator[Path]:
         yield temporary
         folder.mkdir(parents=True, exist_ok=True)
         for path in sorted(temporary.iterdir(), key=lambda path: path.name == last):
-            path.replace(folder / path.name)
+            if not path.name.startswith("."):  # half a file of a killed process; see replacing
+                path.replace(folder / path.name)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -272,8 +273,5 @@ def save_figure(path: Path, figure: Figure) -> None:
 
 def sha256(path: Path) -> str:
     """Hash of a file's content, read in blocks."""
-    digest = hashlib.sha256()
     with path.open("rb") as stream:
-        while block := stream.read(HASH_BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -148,14 +148,13 @@ def with_input_error(function: Callable[[Chunk], Result], chunk: Chunk) -> Resul
         return error
 
 
-def check_shared_folder(folder: Path) -> None:
-    """Refuses to work where the folder that results are written to cannot be seen.
+def check_shared_folder(folder: Path, what: str) -> None:
+    """Refuses to work where a folder that all processes read or write cannot be seen.
 
     Raises:
         InputError: It is not there.
     """
     if not folder.is_dir():
         raise InputError(
-            f"a worker on {platform.node()} does not see the output folder {folder.parent}; with --dask all machines must share one file system, "
-            "with the same paths"
+            f"a worker on {platform.node()} does not see the {what} {folder}; with --dask all machines must share one file system, with the same paths"
         )

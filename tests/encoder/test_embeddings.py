@@ -1,4 +1,7 @@
 import json
+import os
+import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +11,8 @@ import torch
 
 from imagery2flow.encoder import embeddings
 from imagery2flow.encoder.checkpoint import load_encoder
-from imagery2flow.encoder.embeddings import embed, make_embeddings
-from imagery2flow.imagery.patch_files import PatchFiles, load_patches
+from imagery2flow.encoder.embeddings import EmbeddingJob, embed, embed_chunk, make_embeddings
+from imagery2flow.imagery.patch_files import PatchFiles, find_patches, load_patches
 from imagery2flow.imagery.pyramid import build_pyramid
 from imagery2flow.imagery.views import embedding_views
 from imagery2flow.run.config import EmbeddingConfig
@@ -180,3 +183,33 @@ def test_chunks_hold_every_patch_once_in_order(num_pixels, workers, sizes, tmp_p
     chunks = embeddings.make_chunks(files, EmbeddingConfig(data_path="unused", output_path="unused.csv", workers=workers))
     assert [geocode for chunk in chunks for geocode in chunk] == geocodes
     assert [len(chunk) for chunk in chunks] == sizes
+
+
+def killed_half_way(job, geocodes):
+    """Embeds patches, but the process that is the first to reach patch 00003 is killed when it has done so."""
+    marker = Path(job.config.output_path).with_suffix(".killed")
+    found = embed_chunk(job, geocodes)
+    if "00003" in geocodes and not marker.exists():
+        marker.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return found
+
+
+@pytest.mark.parametrize("where", ["processes", "cluster"])
+def test_a_killed_process_loses_no_vector_and_doubles_none(trained, folder, tmp_path, ledger, monkeypatch, request, where):
+    alone = make_table(trained, folder, tmp_path / "alone.csv", ledger)
+    monkeypatch.setattr(embeddings, "embed_chunk", killed_half_way)
+    dask = request.getfixturevalue("cluster").scheduler_address if where == "cluster" else None
+    together = make_table(trained, folder, tmp_path / "together.csv", ledger, workers=2, dask=dask)
+    assert (tmp_path / "together.killed").exists()
+    pd.testing.assert_frame_equal(together, alone, rtol=1e-5, atol=1e-5)
+
+
+def test_a_worker_that_does_not_see_the_patches_is_refused_in_one_sentence(trained, folder, tmp_path, ledger):
+    _, record = load_encoder(Path(trained.checkpoint))
+    files = replace(find_patches(str(folder), [], ledger), folder=tmp_path / "elsewhere")
+    config = EmbeddingConfig(data_path=str(folder), output_path=str(tmp_path / "out.csv"))
+    with pytest.raises(
+        InputError, match=rf"does not see the patches in {tmp_path}/elsewhere; with --dask all machines must share one file system"
+    ):
+        embed_chunk(EmbeddingJob(config, Path(trained.checkpoint), files, record.normalisation, None), ["00000"])

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import geopandas as gpd
@@ -13,9 +12,10 @@ import rasterio
 import rasterio.mask
 import shapely
 
-from imagery2flow.imagery import patches
+from imagery2flow.imagery import cutting, patches
 from imagery2flow.imagery.patch_files import load_patches
 from imagery2flow.imagery.patches import read_manifest
+from imagery2flow.run import parallel
 from imagery2flow.run.errors import CRSError, InputError, MissingInputError
 
 from .helpers import cut, noise, place, quiet, read, rectangle
@@ -184,11 +184,11 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_two_processes_write_the_same_bytes_as_one(tmp_path, write_scene, write_units, monkeypatch):
-    monkeypatch.setattr(patches, "UNITS_PER_CHUNK", 2)
-    monkeypatch.setattr(patches, "LOCALITY_PIXELS", 4)  # units are cut in an order far from that of their ids
+    monkeypatch.setattr(cutting, "SMALLEST_CHUNK", 2)
     scene, units = write_scene(noise(2, 40, 40, "float32") / 7), write_units(irregular_shapes())
     pools: list[int] = []
-    monkeypatch.setattr(patches, "ProcessPoolExecutor", lambda workers: pools.append(workers) or ProcessPoolExecutor(workers))
+    start_pool = parallel.ProcessPoolExecutor
+    monkeypatch.setattr(parallel, "ProcessPoolExecutor", lambda workers, *context: pools.append(workers) or start_pool(workers, *context))
     one, manifest, _ = cut(tmp_path / "one", scene, units, workers=1)
     two, _, _ = cut(tmp_path / "two", scene, units, workers=2)
     assert pools == [2]

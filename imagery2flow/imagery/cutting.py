@@ -1,0 +1,233 @@
+"""Cutting units out of scenes: in which order, from which scene, which pixels, and the sums that the statistics are made of.
+
+Shapes: ``values`` [num_bands, height, width] in the scene's type, ``valid`` [height, width] of bool.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rasterio
+import shapely
+from rasterio.features import rasterize
+from rasterio.windows import Window
+from rasterio.windows import transform as window_transform
+from tqdm import tqdm
+
+from imagery2flow.imagery.scene import Scene, SceneReader, blacken
+from imagery2flow.run.files import replacing
+from imagery2flow.run.parallel import available_cores, check_shared_folder, each_chunk
+from imagery2flow.run.stage import Ledger
+
+WRITTEN, OUTSIDE, ALL_NODATA, TOO_FEW_VALID = "written", "outside every scene", "all nodata", "below --min_valid"
+WINDOW_COLUMNS = ("column_offset", "row_offset", "width", "height")
+# A few chunks per process keep all of them busy to the end; each costs a second decoding of the blocks on its border.
+CHUNKS_PER_WORKER = 4
+SMALLEST_CHUNK = 64  # units
+# Decoded blocks that GDAL keeps per process; its default is a twentieth of the machine's memory for each.
+BLOCK_CACHE_BYTES = 128 << 20
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A scene that a unit can be cut from: the window, and the unit's outline in the scene's CRS (None if the window is the unit)."""
+
+    scene_number: int
+    window: Window
+    outline: shapely.Geometry | None
+
+
+@dataclass(frozen=True)
+class CutTask:
+    """One unit and the scenes that it lies on."""
+
+    geocode: str
+    candidates: tuple[Candidate, ...]
+
+
+@dataclass(frozen=True)
+class CutOptions:
+    """What is the same for every unit of a run."""
+
+    folder: Path
+    prefix: str
+    all_touched: bool
+    keep_surroundings: bool
+    min_valid: float
+
+
+@dataclass(frozen=True)
+class CutResult:
+    """What became of a unit: a row of the manifest, and the sums from which the statistics of the bands are made."""
+
+    row: dict[str, Any]
+    sums: BandSums | None
+
+
+@dataclass(frozen=True)
+class BandSums:
+    """Per band over valid pixels: [num_bands] each."""
+
+    count: int
+    total: np.ndarray
+    squares: np.ndarray
+    minimum: np.ndarray
+    maximum: np.ndarray
+
+
+def cut_all(
+    tasks: Sequence[CutTask], scenes: Sequence[Scene], options: CutOptions, workers: int, dask: str | None, ledger: Ledger
+) -> list[CutResult]:
+    """Cuts every unit, in several processes or machines where there are many; the results come in the order of the ids."""
+    order = reading_order(tasks, scenes)
+    # How many workers a cluster has is known later, and may change.
+    size = SMALLEST_CHUNK if dask else max(SMALLEST_CHUNK, -(-len(order) // (CHUNKS_PER_WORKER * (workers or available_cores()))))
+    chunks = [order[start : start + size] for start in range(0, len(order), size)]
+    # Processes of other machines begin in another folder.
+    scenes = [replace(scene, path=scene.path.absolute()) for scene in scenes] if dask else scenes
+    cut = partial(cut_chunk, scenes=scenes, options=replace(options, folder=options.folder.absolute()))
+    results: list[CutResult] = []
+    with tqdm(total=len(tasks), desc="cut patches", unit="unit", disable=None) as bar:
+        for part in each_chunk(cut, chunks, workers, dask, ledger):
+            results += part
+            bar.update(len(part))
+    return sorted(results, key=lambda result: result.row["geocode"])
+
+
+def reading_order(tasks: Sequence[CutTask], scenes: Sequence[Scene]) -> list[CutTask]:
+    """The tasks in an order in which a process decodes each block of a scene about once.
+
+    It runs along the rows of the scene's own blocks. The blocks that one row of units shares with the next stay in GDAL's cache if all
+    blocks that a row of units touches fit into it; a scene too wide for that is cut into bands of columns, one after the other.
+    """
+    widths = band_widths(tasks, scenes)
+
+    def place(task: CutTask) -> tuple[int, int, int, int, int, str]:
+        if not task.candidates:
+            return (-1, 0, 0, 0, 0, task.geocode)
+        number, window = task.candidates[0].scene_number, task.candidates[0].window
+        row = window.row_off // scenes[number].block_height
+        return (number, window.col_off // widths[number], row, window.col_off, window.row_off, task.geocode)
+
+    return sorted(tasks, key=place)
+
+
+def band_widths(tasks: Sequence[CutTask], scenes: Sequence[Scene]) -> list[int]:
+    """Width in pixels of each scene's bands of columns: what fits into half of the cache, whose rest is for patches being written."""
+    windows: list[list[Window]] = [[] for _ in scenes]
+    for task in tasks:
+        for candidate in task.candidates[:1]:
+            windows[candidate.scene_number].append(candidate.window)
+    widths = []
+    for scene, own in zip(scenes, windows, strict=True):
+        # A few huge units are better read twice than the bands of all made narrow.
+        height, width = np.quantile([(window.height, window.width) for window in own] or [(1, 1)], 0.9, axis=0)
+        rows_of_blocks = 1 + math.ceil((height - 1) / scene.block_height)  # that a window reaches into, wherever it begins
+        columns_of_blocks = BLOCK_CACHE_BYTES // 2 // (rows_of_blocks * scene.block_bytes)
+        widths.append(max(columns_of_blocks * scene.block_width - int(width), scene.block_width))
+    return widths
+
+
+def cut_chunk(tasks: Sequence[CutTask], scenes: Sequence[Scene], options: CutOptions) -> list[CutResult]:
+    """Cuts some units in this process."""
+    check_shared_folder(options.folder.parent, "output folder")
+    reader = SceneReader(scenes)
+    try:
+        with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True, GDAL_CACHEMAX=BLOCK_CACHE_BYTES):
+            return [cut_unit(task, reader, options) for task in tasks]
+    finally:
+        reader.close()
+
+
+def cut_unit(task: CutTask, reader: SceneReader, options: CutOptions) -> CutResult:
+    """Cuts one unit from the scene in which most of its own pixels are valid, writes its patch and reports."""
+    best: tuple[float, Candidate, np.ndarray, np.ndarray] | None = None
+    for candidate in task.candidates:
+        values, valid = reader.read(candidate.scene_number, candidate.window)
+        inside = outline_mask(candidate, reader.scenes[candidate.scene_number], options.all_touched)
+        valid_inside = valid & inside
+        share = float(np.count_nonzero(valid_inside) / np.count_nonzero(inside))
+        if best is None or share > best[0]:
+            best = (share, candidate, values, valid if options.keep_surroundings else valid_inside)
+        if share == 1.0:
+            break
+    if best is None:
+        return CutResult(manifest_row(task.geocode, OUTSIDE), None)
+    share, candidate, values, valid = best
+    scene = reader.scenes[candidate.scene_number]
+    status = ALL_NODATA if share == 0 else TOO_FEW_VALID if share < options.min_valid else WRITTEN
+    row = manifest_row(task.geocode, status, candidate.window, scene, share)
+    if status != WRITTEN:
+        return CutResult(row, None)
+    blacken(values, valid)
+    row["path"] = f"{options.prefix}_{task.geocode}.tif"
+    write_patch(options.folder / row["path"], values, valid, scene, candidate.window)
+    return CutResult(row, band_sums(values, valid))
+
+
+def outline_mask(candidate: Candidate, scene: Scene, all_touched: bool) -> np.ndarray:
+    """The pixels [height, width] that belong to the unit; never empty: a sliver without a pixel centre keeps the pixels it touches."""
+    shape = (candidate.window.height, candidate.window.width)
+    if candidate.outline is None:
+        return np.ones(shape, dtype=bool)
+    transform = window_transform(candidate.window, scene.transform)
+    burn = partial(rasterize, [candidate.outline], out_shape=shape, transform=transform, dtype="uint8")
+    inside = burn(all_touched=all_touched).view(bool)
+    if not inside.any():
+        inside = burn(all_touched=True).view(bool)
+    return inside if inside.any() else np.ones(shape, dtype=bool)
+
+
+def manifest_row(geocode: str, status: str, window: Window | None = None, scene: Scene | None = None, share: float = 0.0) -> dict[str, Any]:
+    """One row of ``manifest.csv``; the fields of a unit without a scene stay empty."""
+    place = (window.col_off, window.row_off, window.width, window.height) if window else (None,) * 4
+    row = {"geocode": geocode, "status": status, "path": None, "scene": scene.path.name if scene else None}
+    return row | dict(zip(WINDOW_COLUMNS, place, strict=True)) | {"valid_fraction": round(share, 6)}
+
+
+def write_patch(path: Path, values: np.ndarray, valid: np.ndarray, scene: Scene, window: Window) -> None:
+    """Writes a patch [num_bands, height, width].
+
+    0 marks missing pixels, as published. Where a valid pixel is 0 itself, the file carries a mask instead, so that nothing valid is lost.
+    """
+    zero_is_free = not ((values == 0).any(axis=0) & valid).any()
+    profile = {
+        "driver": "GTiff",
+        "width": values.shape[2],
+        "height": values.shape[1],
+        "count": values.shape[0],
+        "dtype": values.dtype,
+        "crs": scene.crs,
+        "transform": window_transform(window, scene.transform),
+        "nodata": 0 if zero_is_free else None,
+        # Unless told, GDAL labels the fourth of four uint8 bands as alpha, and whoever reads the patch loses it.
+        "photometric": "MINISBLACK",
+        "alpha": "NO",
+    }
+    with replacing(path) as temporary, rasterio.open(temporary, "w", **profile) as patch:
+        patch.write(values)
+        patch.descriptions = scene.band_names
+        if not zero_is_free:
+            patch.write_mask(valid)
+
+
+def band_sums(values: np.ndarray, valid: np.ndarray) -> BandSums:
+    """Sums over the valid pixels, in double precision; the others are 0 (``blacken``) and add nothing."""
+    total, squares = [], []
+    for band in values.reshape(len(values), -1):
+        exact = band.astype(np.float64)  # one band at a time: eight bytes a pixel
+        total.append(exact.sum())
+        squares.append(np.square(exact, out=exact).sum())
+    limits = np.finfo(values.dtype) if values.dtype.kind == "f" else np.iinfo(values.dtype)
+    absent = ~valid
+    # Added to their 0, the limits keep the absent pixels out of the minimum and the maximum.
+    lowest = (values + absent * values.dtype.type(limits.max)).min(axis=(1, 2))
+    highest = (values + absent * values.dtype.type(limits.min)).max(axis=(1, 2))
+    count = int(np.count_nonzero(valid))
+    return BandSums(count, np.array(total), np.array(squares), lowest.astype(np.float64), highest.astype(np.float64))
