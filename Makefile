@@ -11,7 +11,7 @@ INSTALLED := $(VENV)/.installed
 JOBS ?= 2
 DATA ?= ../shared/data
 
-.PHONY: help demo test test-all test-gpu real evaluate check clean
+.PHONY: help demo test test-all test-gpu real evaluate bench check clean
 
 help:
 	@echo "make demo               a generated metro and a second city through all five stages (about 4 minutes on 2 cores, 2 of them the installation)"
@@ -20,6 +20,7 @@ help:
 	@echo "make test-gpu           the checks that need an NVIDIA GPU"
 	@echo "make real DATA=FOLDER   all five stages on real imagery and flows; prints the table of docs/results.md"
 	@echo "make evaluate DATA=FOLDER  held-out places of real cities, five seeds, with every control (about half an hour on 2 cores)"
+	@echo "make bench DATA=FOLDER  every stage beside a plain way to do the same, and how the work grows (about half an hour on 2 cores)"
 	@echo "make check              formatting, lint, types"
 	@echo "make clean              remove .venv and what the demo wrote"
 
@@ -47,6 +48,9 @@ real: $(INSTALLED)
 
 evaluate: $(INSTALLED)
 	$(BIN)/python benchmarks/evaluate_sample.py --data $(DATA)
+
+bench: $(INSTALLED)
+	$(BIN)/python benchmarks/bench.py --data $(DATA)
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -19,40 +19,16 @@ Shapes: units [num_units, dim], edges [2, num_edges] (neighbour, unit), pairs [n
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-with warnings.catch_warnings():  # torch_geometric 2.7 calls what torch 2.11 deprecates; the user cannot mend it
-    warnings.filterwarnings("ignore", message=".*torch.jit.script.*", category=FutureWarning)
-    from torch_geometric.nn import GATConv
+from imagery2flow.flows.attention import GraphTensors, attend, attention_layers
 
-NEGATIVE_SLOPE = 0.01
 DISTANCE_WIDTH = 16
 # Rows of the pairs x values matrix that the balanced loss holds at once.
 PAIRS_PER_BLOCK = 16_384
-
-
-@dataclass(frozen=True)
-class GraphTensors:
-    """What the network sees of a region: features [num_units, dim], edge [2, num_edges], edge_weight [num_edges, 1]."""
-
-    features: Tensor
-    edge: Tensor
-    edge_weight: Tensor
-
-
-def attention_layers(widths: Sequence[int]) -> nn.ModuleList:
-    """The published layers, one for each step in width."""
-    return nn.ModuleList(
-        GATConv(a, b, heads=1, edge_dim=1, add_self_loops=False, bias=False, negative_slope=NEGATIVE_SLOPE, residual=True)
-        for a, b in pairwise(widths)
-    )
 
 
 class FlowModel(nn.Module):
@@ -93,13 +69,13 @@ class FlowModel(nn.Module):
     def embed(self, graph: GraphTensors) -> Tensor:
         """Embeddings of the units: [num_units, embedding_size]; with a dual encoder those as origin, then those as destination: twice as wide."""
         sides = [self.layers] if self.destination_layers is None else [self.layers, self.destination_layers]
-        return torch.cat([self.attend(layers, graph) for layers in sides], dim=1)
+        return torch.cat([self.run_layers(layers, graph) for layers in sides], dim=1)
 
-    def attend(self, layers: nn.ModuleList, graph: GraphTensors) -> Tensor:
+    def run_layers(self, layers: nn.ModuleList, graph: GraphTensors) -> Tensor:
         """Output of one graph network: [num_units, embedding_size]."""
         hidden = self.input_dropout(graph.features)
         for layer in layers:
-            hidden = self.dropout(torch.relu(layer(hidden, graph.edge, graph.edge_weight)))
+            hidden = self.dropout(torch.relu(attend(layer, hidden, graph)))
         return hidden
 
     def decode(self, hidden: Tensor, origin: Tensor, destination: Tensor, distance: Tensor) -> Tensor:

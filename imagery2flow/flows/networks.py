@@ -5,7 +5,7 @@ pairs, made shares, send out its outflow; the loss is the cross-entropy of the f
 
     p_od = exp s(x_o, x_d, d_od) / sum_k exp s(x_o, x_k, d_ok),   y'_od = O_o p_od,   loss = -1/N sum_o sum_d y_od / O_o log p_od
 
-GMEL (Liu et al. 2020, doi 10.1609/aaai.v34i01.5422): two graph attention networks of the layer in ``flows.model``, one for the units as
+GMEL (Liu et al. 2020, doi 10.1609/aaai.v34i01.5422): two graph attention networks of the layer in ``flows.attention``, one for the units as
 origins, one as destinations, learn three tasks at once, each by mean squared errors e of square roots
 
     sqrt y'_od = h_o . A g_d + a,   sqrt in'_d = u . g_d + b,   sqrt out'_o = v . h_o + c,   loss = w_1 e_y + w_2 e_in + w_3 e_out
@@ -34,8 +34,8 @@ with warnings.catch_warnings():  # torch_geometric 2.7 calls what torch 2.11 dep
     warnings.filterwarnings("ignore", message=".*torch.jit.script.*", category=FutureWarning)
     from torch_geometric.utils import scatter, softmax
 
+from imagery2flow.flows.attention import GraphTensors, attend, attention_layers
 from imagery2flow.flows.fitting import PairTensors
-from imagery2flow.flows.model import attention_layers
 from imagery2flow.run.device import CPU, deterministic_on_cpu, generator, seeded
 from imagery2flow.run.errors import InputError
 
@@ -272,12 +272,12 @@ class GmelNetwork(nn.Module):
         self.offset = nn.Parameter(torch.zeros(()))
         self.inflow, self.outflow = nn.Linear(width, 1), nn.Linear(width, 1)
 
-    def embed(self, features: Tensor, edge: Tensor, edge_weight: Tensor) -> tuple[Tensor, Tensor]:
+    def embed(self, graph: GraphTensors) -> tuple[Tensor, Tensor]:
         """Embeddings of the units as origins h and as destinations g: [num_units, embedding_size] each."""
-        as_origin = as_destination = features
+        as_origin = as_destination = graph.features
         for layer, other in zip(self.as_origin, self.as_destination, strict=True):
-            as_origin = torch.relu(layer(as_origin, edge, edge_weight))
-            as_destination = torch.relu(other(as_destination, edge, edge_weight))
+            as_origin = torch.relu(attend(layer, as_origin, graph))
+            as_destination = torch.relu(attend(other, as_destination, graph))
         return as_origin, as_destination
 
     def root_flow(self, as_origin: Tensor, as_destination: Tensor, pairs: PairTensors) -> Tensor:
@@ -354,7 +354,7 @@ def fit_gmel(
     config = config or GmelConfig()
     pairs_of_training = to_tensors(train, device)
     held_out = None if valid is None else to_tensors(valid, device)
-    graph = to_float(features, device), torch.as_tensor(edge, device=device), to_float(edge_weight, device)
+    graph = GraphTensors(to_float(features, device), torch.as_tensor(edge, device=device), to_float(edge_weight, device))
     margins = to_float(inflow, device), to_float(outflow, device)
     with seeded(seed, WEIGHTS):
         network = GmelNetwork(features.shape[1], config).to(device)
@@ -363,10 +363,10 @@ def fit_gmel(
     def run_epoch(epoch: int) -> None:
         for chosen in torch.randperm(len(pairs_of_training), generator=generator(seed, ORDER, epoch)).split(config.pairs_per_batch):
             batch = pairs_of_training.select(chosen.to(device))
-            step(optimizer, network.loss(network.embed(*graph), batch, *margins, config.task_weights), config.grad_norm)
+            step(optimizer, network.loss(network.embed(graph), batch, *margins, config.task_weights), config.grad_norm)
 
     def rmse(pairs: PairTensors) -> float:
-        return float((network.root_flow(*network.embed(*graph), pairs).square() - pairs.count).square().mean().sqrt())
+        return float((network.root_flow(*network.embed(graph), pairs).square() - pairs.count).square().mean().sqrt())
 
     with deterministic_on_cpu(device):
         keep_best(network, run_epoch, None if held_out is None else lambda: rmse(held_out), config.max_epochs, config.patience)
@@ -380,7 +380,9 @@ def embed_units(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Embeddings of the units as origins and as destinations [num_units, embedding_size]."""
     with deterministic_on_cpu(device):
-        embedded = network.embed(to_float(features, device), torch.as_tensor(edge, device=device), to_float(edge_weight, device))
+        embedded = network.embed(
+            GraphTensors(to_float(features, device), torch.as_tensor(edge, device=device), to_float(edge_weight, device))
+        )
     return embedded[0].cpu().numpy(), embedded[1].cpu().numpy()
 
 

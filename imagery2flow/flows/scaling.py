@@ -17,9 +17,9 @@ import shapely
 import torch
 from sklearn.decomposition import PCA
 
+from imagery2flow.flows.attention import GraphTensors
 from imagery2flow.flows.context import surroundings
 from imagery2flow.flows.graph import RegionGraph
-from imagery2flow.flows.model import GraphTensors
 from imagery2flow.flows.region import Region
 from imagery2flow.flows.table import FlowTable
 from imagery2flow.run.errors import TableError, shown

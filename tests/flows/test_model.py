@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imagery2flow.flows import model as model_module
-from imagery2flow.flows.model import BalancedMSE, FlowModel, GraphTensors, distance_features, multinomial_loss, poisson_loss
+from imagery2flow.flows.attention import GraphTensors
+from imagery2flow.flows.model import BalancedMSE, FlowModel, distance_features, multinomial_loss, poisson_loss
 
 EDGES = [(0, 1), (2, 1), (1, 0), (3, 1), (1, 3), (0, 3)]  # (neighbour, unit); unit 2 has none, unit 4 neither sends nor receives
 

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imagery2flow.flows import networks
+from imagery2flow.flows.attention import GraphTensors
 from imagery2flow.flows.metrics import cpc
 from imagery2flow.flows.networks import (
     DeepGravityConfig,
@@ -159,7 +160,7 @@ def test_the_multi_task_loss_equals_a_loop_over_pairs_and_units():
     city = City()
     network = GmelNetwork(3, GmelConfig(embedding_size=4)).double()
     features, edge, weight = torch.tensor(city.features), torch.tensor(city.edge), torch.tensor(city.edge_weight)
-    h, g = embedded = network.embed(features, edge, weight)
+    h, g = embedded = network.embed(GraphTensors(features, edge, weight))
     chosen = np.array([3, 40, 41, 700, 5, 1_000])
     tensors = to_tensors(city.pairs(chosen), CPU)
     with torch.no_grad():
@@ -193,12 +194,12 @@ def test_the_multi_task_loss_by_hand():
 def test_gmel_embeds_a_unit_as_origin_by_one_network_and_as_destination_by_the_other():
     city = City()
     network = GmelNetwork(3, GMEL)
-    graph = torch.tensor(city.features).float(), torch.tensor(city.edge), torch.tensor(city.edge_weight).float()
-    h, g = network.embed(*graph)
+    graph = GraphTensors(torch.tensor(city.features).float(), torch.tensor(city.edge), torch.tensor(city.edge_weight).float())
+    h, g = network.embed(graph)
     with torch.no_grad():
         for values in network.as_destination.parameters():
             values.zero_()
-    moved, zero = network.embed(*graph)
+    moved, zero = network.embed(graph)
     assert torch.equal(h, moved)
     assert (zero == 0).all() and (g > 0).any()
 
