@@ -15,7 +15,6 @@ from imagery2flow.flows.graph import build_graph
 from imagery2flow.flows.region import Region
 from imagery2flow.flows.splits import Split
 from imagery2flow.flows.table import FlowTable
-from imagery2flow.imagery.patchset import PatchSet, measure
 from imagery2flow.run.stage import Ledger
 
 LEFT, TOP, GSD_M, CRS = 500_000.0, 4_600_000.0, 10.0, "EPSG:32618"
@@ -60,19 +59,6 @@ def write_units(path: Path, side_px: int, num_units: int) -> Path:
     cells = shapely.intersection(shapely.get_parts(shapely.voronoi_polygons(shapely.multipoints(points), extend_to=extent)), extent)
     gpd.GeoDataFrame({"GEOID20": [f"{number:06d}" for number in range(len(cells))]}, geometry=cells, crs=CRS).to_file(path)
     return path
-
-
-def draw_patches(num_patches: int, smallest_px: int = 20, largest_px: int = 120, num_bands: int = 3) -> PatchSet:
-    """Patches of many sizes, a tenth of whose pixels are missing."""
-    random = np.random.default_rng(0)
-    height, width = random.integers(smallest_px, largest_px + 1, (2, num_patches))
-    num_pixels = int((height * width).sum())
-    values = random.integers(1, 255, (num_pixels, num_bands), dtype=np.uint8)
-    valid = random.random(num_pixels) > 0.1
-    names = tuple(f"band{number}" for number in range(1, num_bands + 1))
-    first_pixel = np.concatenate([[0], np.cumsum(height * width)[:-1]])
-    ids = tuple(f"{number:06d}" for number in range(num_patches))
-    return PatchSet(ids, values, valid, first_pixel, height, width, measure(values, valid, names))
 
 
 def make_region(name: str, num_units: int, west_m: float = LEFT, num_pairs: int | None = None) -> Region:

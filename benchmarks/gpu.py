@@ -1,41 +1,49 @@
 #!/usr/bin/env python
-"""How near to the limit of one GPU the encoder and the flow model train; within ten minutes.
+"""How near to the limit of one GPU the encoder and the flow model train; takes less than ten minutes.
 
     python benchmarks/gpu.py                    on an NVIDIA GPU
-    python benchmarks/gpu.py --size toy         anything, in seconds: to see that it runs
+    python benchmarks/gpu.py --size toy         on anything, in seconds: to see that it runs
 
-Everything is generated. Needs torch, torchvision, torch_geometric, lightning-fabric, numpy, pandas, scipy and scikit-learn; no raster or vector library.
-The share of the peak is the floating-point operations of the bare network, counted by torch, times the measured rate, divided by what the card does on
-one large bf16 matrix product in the same run.
+Everything is generated. Needs torch, torchvision, torch_geometric, lightning-fabric, numpy and pandas, but no raster or vector library. The share of the
+peak is the floating-point operations of the bare network, counted by torch, times the measured rate, divided by what the card does on one large bf16
+matrix product in the same run.
 """
 
 from __future__ import annotations
 
+import argparse
+import datetime
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from imagery2flow.encoder.compiling import wait  # noqa: E402
-from imagery2flow.encoder.embeddings import embed  # noqa: E402
-from imagery2flow.encoder.trainer import Trainer  # noqa: E402
-from imagery2flow.imagery.patchset import Normalisation, PatchSet  # noqa: E402
-from imagery2flow.run.config import EncoderConfig  # noqa: E402
-from imagery2flow.run.device import make_fabric  # noqa: E402
-from imagery2flow.run.stage import Ledger  # noqa: E402
+from encoder_run import EncoderRun, draw_patches
+from timing import machine, print_table
 
-NUM_BANDS, EPOCHS = 3, 120
-M1_UNITS, M1_PAIRS, NEIGHBOURS = 4_953, 120_559, 6  # of the paper's largest metropolitan area
+from imagery2flow.encoder.compiling import wait
+from imagery2flow.flows.attention import GraphTensors
+from imagery2flow.flows.epochs import NetworkTraining, PairTensors
+from imagery2flow.flows.model import FlowModel
+from imagery2flow.imagery.patchset import PatchSet
+from imagery2flow.run.device import choose_device
+from imagery2flow.run.flow_config import FlowTrainingConfig
+from imagery2flow.run.stage import source_commit
+
+M1_UNITS, M1_PAIRS = 4_953, 120_559  # of the paper's largest metropolitan area
+EPOCHS, NEIGHBOURS = 120, 6
+LEAST_SHARE_OF_PEAK = {"vit_l_16": 45}  # percent
+WARM_UP = 3
+ENCODER_HEADERS = (
+    "encoder", "patches a step", "images/s", "of the step on constant views", "of torchvision alone", "of the matrix peak", "120 epochs of M1", "vectors/s",
+    "of the bare forward pass",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -43,13 +51,15 @@ class Size:
     """How large everything is.
 
     Attributes:
-        encoders: Backbones with the patches of a batch (each is seen twice).
+        encoders: Backbones, with the patches of a step (each is seen twice).
         view_size: Side of a view in pixels.
         patch_side: Smallest and largest side of a patch in pixels.
         num_patches: Patches that are held.
-        steps: Steps that are timed, after some to warm up.
+        steps: Steps that are timed.
         matrix: Side of the matrices that measure the peak.
-        num_units, num_pairs, width: Of the flow model.
+        num_units: Units of the flow model.
+        num_pairs: Its pairs.
+        width: Its width.
     """
 
     encoders: dict[str, int]
@@ -64,14 +74,14 @@ class Size:
 
 
 SIZES = {
-    "full": Size({"vit_l_16": 128, "resnet50": 256, "resnet18": 512}, 224, (80, 300), M1_UNITS, 10, 8192, M1_UNITS, M1_PAIRS, 512),
-    "toy": Size({"resnet18": 4}, 32, (9, 40), 24, 2, 256, 60, 300, 16),
+    "full": Size({"vit_l_16": 128, "resnet50": 256, "resnet18": 512}, 224, (80, 300), M1_UNITS, 20, 8192, M1_UNITS, M1_PAIRS, 512),
+    "toy": Size({"resnet18": 8}, 32, (9, 40), 32, 2, 256, 60, 300, 16),
 }
 
 
 def seconds_of(work: Callable[[], object], device: torch.device, repeats: int) -> float:
-    """Mean wall time after two calls to warm up."""
-    for _ in range(2):
+    """Mean wall time, after some calls to warm up."""
+    for _ in range(WARM_UP):
         work()
     wait(device)
     started = time.perf_counter()
@@ -87,72 +97,75 @@ def matrix_peak(side: int, device: torch.device) -> float:
     return 2 * side**3 / seconds_of(lambda: first @ second, device, 20)
 
 
-def generate_patches(size: Size) -> PatchSet:
-    """Random uint16 patches of many sizes, some pixels missing."""
-    random = np.random.default_rng(0)
-    height, width = random.integers(*size.patch_side, size=(2, size.num_patches))
-    num_pixels = int((height * width).sum())
-    values = np.resize(random.integers(1, 10_000, (min(num_pixels, 1_000_003), NUM_BANDS), dtype=np.uint16), (num_pixels, NUM_BANDS))
-    valid = np.resize(random.random(min(num_pixels, 1_000_003)) < 0.9, num_pixels)
-    first_pixel = np.concatenate([[0], np.cumsum(height * width)[:-1]])
-    names, constant = tuple(f"band{number}" for number in range(NUM_BANDS)), (2_900.0,) * NUM_BANDS
-    normalisation = Normalisation(names, (5_000.0,) * NUM_BANDS, constant, (10_000.0,) * NUM_BANDS, "uint16")
-    return PatchSet(tuple(f"{number:05d}" for number in range(size.num_patches)), values, valid, first_pixel, height, width, normalisation)
+def encoder_row(name: str, batch_size: int, size: Size, patches: PatchSet, peak: float, settings: argparse.Namespace) -> list[str]:
+    """Measures one backbone; the cells of ENCODER_HEADERS."""
+    with tempfile.TemporaryDirectory() as folder:
+        flags = {"device": settings.device, "total_epoch": EPOCHS, "model_path": folder, "compile": settings.compile}
+        run = EncoderRun(name, patches, batch_size, size.view_size, **flags)
+    device, images = run.fabric.device, len(run.images)
+    for note in [run.choice, *run.ledger.notes]:
+        print(f"{name}: {note}", flush=True)
+    trained_s, constant_s, bare_s = (seconds_of(step, device, size.steps) for step in (run.training_step, run.constant_step, run.bare_step))
+    share = run.operations() / trained_s / peak
+    embedded_s = seconds_of(lambda: run.embed(batch_size), device, 1)
+    ready_s = seconds_of(lambda: run.embed_ready_batches(batch_size), device, 1)
+    num_ready = size.num_patches // batch_size * batch_size
+    bound = LEAST_SHARE_OF_PEAK.get(name)
+    verdict = "" if bound is None else f" (target {bound} %: {'met' if share >= bound / 100 else 'MISSED'})"
+    whole_run_min = EPOCHS * 2 * M1_UNITS / (images / trained_s) / 60
+    return [
+        f"{name}, {size.view_size} px", str(run.num_patches), f"{images / trained_s:,.0f}", f"{constant_s / trained_s:.1%}", f"{bare_s / trained_s:.1%}",
+        f"{share:.1%}{verdict}", f"{whole_run_min:.1f} min", f"{size.num_patches / embedded_s:,.0f}",
+        f"{size.num_patches / embedded_s / (num_ready / ready_s):.1%}",
+    ]  # fmt: skip
 
 
-class EncoderBenchmark:
-    """One backbone: the bare network, the step on constant views, the step as it is trained, and embedding."""
+def flow_epoch(size: Size, device: torch.device) -> str:
+    """An epoch of the published network: three layers, balanced loss, random features, neighbours and flows."""
+    config = FlowTrainingConfig(
+        region=["generated"], node_feats_path=["none"], embedding_size=size.width, num_hidden_layers=2, loss="balanced_mse"
+    )
+    random = torch.Generator().manual_seed(0)
+    features = torch.randn(size.num_units, 512, generator=random)
+    edge = torch.stack([torch.randint(size.num_units, (NEIGHBOURS * size.num_units,), generator=random) for _ in range(2)])
+    graph = GraphTensors(*(part.to(device) for part in (features, edge, torch.rand(edge.shape[1], 1, generator=random))))
+    ends = torch.randint(size.num_units, (2, size.num_pairs), generator=random)
+    count = torch.randint(11, 300, (size.num_pairs,), generator=random).float()
+    pairs = PairTensors(
+        *(part.to(device) for part in (*ends, torch.rand(size.num_pairs, generator=random), count, torch.ones(size.num_pairs)))
+    )
+    shape = {name: getattr(config, name) for name in ("embedding_size", "num_hidden_layers", "dropout", "unit_terms", "pair_distance")}
+    training = NetworkTraining(config, FlowModel(features.shape[1], **shape).to(device), graph, pairs)
+    seconds = seconds_of(lambda: training.run_epoch(0), device, 3)
+    return (
+        f"flow model, {size.num_units:,} units, {size.num_pairs:,} pairs, width {size.width}, {config.num_hidden_layers + 1} layers, "
+        f"{min(config.batch_size, size.num_pairs):,} pairs a step: {seconds:.3f} s an epoch, {size.num_pairs / seconds:,.0f} pairs/s"
+    )
 
-    def __init__(self, name: str, batch_size: int, size: Size, patches: PatchSet, device: str, folder: str, compile_mode: str) -> None:
-        self.size = size
-        self.fabric, self.choice = make_fabric(device, "auto")
-        settings: dict[str, Any] = {"view_size": size.view_size, "batch_size": batch_size, "total_epoch": EPOCHS, "model_path": folder}
-        config = EncoderConfig(data_path="generated", resnet=name, compile=compile_mode, **settings)
-        self.trainer = Trainer(config, patches, size.view_size, self.fabric, Ledger("gpu", quiet=True))
-        self.trainer.model.train()
-        self.trainer.choose_encoder()
-        self.steps = self.endless_steps()
-        self.num_patches, self.parts = next(self.steps)
-        self.constant = self.trainer.loader.views(self.parts[0])  # [2n, num_bands, view_size, view_size]
 
-    def endless_steps(self) -> Iterator[tuple[int, Any]]:
-        """Steps with their views, epoch after epoch."""
-        while True:
-            batches = self.trainer.batches()
-            for batch, parts in zip(batches, self.trainer.loader.steps(self.trainer.jobs(batches)), strict=True):
-                yield len(batch), parts
-            self.trainer.epoch += 1
+def main() -> None:
+    """Measures everything and prints it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=SIZES, default="full")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--compile", choices=("auto", "on", "off"), default="auto", help="as in train_img_encoder.py")
+    parser.add_argument("--only", nargs="+", help="encoders to measure; default all")
+    flags = parser.parse_args()
+    size, device = SIZES[flags.size], choose_device(flags.device)
+    if flags.size == "full" and device.type != "cuda":
+        sys.exit(f"the full size needs an NVIDIA GPU and this run has the device {device}; try --size toy")
+    print(f"{datetime.date.today()}, commit {source_commit()}, {machine()}", flush=True)
+    peak = matrix_peak(size.matrix, device)
+    print(f"bf16 product of {size.matrix:,} x {size.matrix:,}: {peak / 1e12:,.2f} TFLOP/s\n{flow_epoch(size, device)}", flush=True)
+    patches = draw_patches(size.num_patches, *size.patch_side)
+    wanted = {name: count for name, count in size.encoders.items() if not flags.only or name in flags.only}
+    rows = []
+    for name, count in wanted.items():
+        rows.append(encoder_row(name, count, size, patches, peak, flags))
+        print(" | ".join(rows[-1]), flush=True)
+    print()
+    print_table(ENCODER_HEADERS, rows)
 
-    def bare_pass(self) -> None:
-        """The backbone alone, forward and backward."""
-        backbone: nn.Module = self.trainer.model.module
-        with self.fabric.autocast():
-            backbone.encode(self.constant).float().square().mean().backward()
-        self.trainer.optimizer.zero_grad()
 
-    def operations(self) -> int:
-        """Floating-point operations of the bare pass."""
-        with FlopCounterMode(display=False) as counter:
-            features = self.trainer.model.module.backbone(self.constant[:2])
-            features.square().mean().backward()
-        self.trainer.optimizer.zero_grad()
-        return counter.get_total_flops() * len(self.constant) // 2
-
-    def training_step(self) -> None:
-        """A step as stage 2 makes it."""
-        self.trainer.train_step(*next(self.steps))
-
-    def embedding_seconds(self) -> tuple[float, float]:
-        """Of one batch: embedding whole patches, and the bare forward pass."""
-        count = min(len(self.constant), self.trainer.num_patches)
-        backbone, pyramid = self.trainer.model.module.backbone.eval(), self.trainer.loader.pyramid
-
-        def bare() -> Tensor:
-            with torch.inference_mode():
-                return backbone(self.constant[:count])
-
-        def ours() -> object:
-            return embed(backbone, pyramid, self.size.view_size, count, torch.arange(count))
-
-        with self.fabric.autocast():
-            return seconds_of(ours, self.fabric.device, self.size.steps), seconds_of(bare, self.fabric.device, self.size.steps)
+if __name__ == "__main__":
+    main()

@@ -11,14 +11,16 @@ from dataclasses import dataclass
 
 import torch
 from bench_flows import make_fitting, target_region, trained_model
-from generated import draw_patches, make_region, write_scene, write_units
+from encoder_run import draw_patches
+from generated import make_region, write_scene, write_units
 from timing import Settings, alternate
 
 from imagery2flow.flows.model import BalancedMSE
 from imagery2flow.flows.outflow import RegionPredictor
 from imagery2flow.flows.prediction import all_pairs
 from imagery2flow.imagery.patches import cut_patches
-from imagery2flow.imagery.views import build_pyramid, random_views
+from imagery2flow.imagery.pyramid import build_pyramid
+from imagery2flow.imagery.views import random_views
 from imagery2flow.run.config import PreprocessingConfig, ViewConfig
 from imagery2flow.run.device import generator
 from imagery2flow.run.flow_config import FlowTrainingConfig

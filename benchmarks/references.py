@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from imagery2flow.flows.attention import GraphTensors
-from imagery2flow.flows.fitting import PairTensors
+from imagery2flow.flows.epochs import PairTensors
 from imagery2flow.flows.model import FlowModel
 
 BATCH_UNITS = 512

@@ -69,3 +69,35 @@ def test_parts_are_chosen_by_name_and_real_data_asked_for(tmp_path):
     refused = bench("--data", tmp_path)
     assert refused.returncode != 0
     assert "nyc" in refused.stderr
+
+
+WITHOUT_RASTER_AND_VECTOR = """
+import runpy, sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {"rasterio", "geopandas", "shapely", "pyogrio", "pyproj", "lightgbm", "jsonargparse", "docstring_parser", "distributed"}:
+            raise ImportError(name)
+sys.meta_path.insert(0, Absent())
+sys.argv = ["gpu.py", *sys.argv[2:]]
+sys.path.insert(0, PATH)
+runpy.run_path(PATH + "/gpu.py", run_name="__main__")
+"""
+
+
+def test_the_gpu_benchmark_runs_on_a_cpu_at_toy_size_without_raster_and_vector_libraries():
+    code = WITHOUT_RASTER_AND_VECTOR.replace("PATH", repr(str(BENCH.parent)))
+    command = [sys.executable, "-c", code, "gpu.py", "--size", "toy", "--device", "cpu"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"bf16 product of 256 x 256: [\d.]+ TFLOP/s", done.stdout)
+    assert re.search(r"flow model, 60 units, 300 pairs, width 16, 3 layers, .*: [\d.]+ s an epoch, [\d,]+ pairs/s", done.stdout)
+    last = done.stdout.strip().splitlines()[-1]
+    share = r"[\d.]+%"
+    assert re.fullmatch(rf"\| resnet18, 32 px \| 8 \| [\d,]+ \| {share} \| {share} \| {share} \| [\d.]+ min \| [\d,]+ \| {share} \|", last)
+
+
+def test_the_gpu_benchmark_at_full_size_asks_for_a_gpu():
+    done = subprocess.run([sys.executable, str(BENCH.parent / "gpu.py"), "--device", "cpu"], capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "needs an NVIDIA GPU" in done.stderr

@@ -25,10 +25,10 @@ from tqdm import tqdm
 
 from imagery2flow.encoder.backbones import build_backbone
 from imagery2flow.encoder.checkpoint import check_scale, find_checkpoint, load_encoder
+from imagery2flow.encoder.features import embed
 from imagery2flow.imagery.patch_files import PatchFiles, find_patches, note_patches, read_patches
 from imagery2flow.imagery.patchset import BandMoments, Normalisation, as_normalisation, merge_moments, moments_of, unit_statistics
-from imagery2flow.imagery.pyramid import Pyramid, build_pyramid
-from imagery2flow.imagery.views import embedding_views
+from imagery2flow.imagery.pyramid import build_pyramid
 from imagery2flow.run.config import EmbeddingConfig, log_name
 from imagery2flow.run.device import make_fabric
 from imagery2flow.run.files import check_table_suffix, untrained_path, write_table
@@ -164,26 +164,6 @@ def encoders_of(checkpoint: Path, changed_ns: int) -> tuple[nn.Module, nn.Module
     encoder, record = load_encoder(checkpoint)
     untrained, _ = build_backbone(record.resnet, len(record.normalisation.band_names), record.view_size, seed=UNTRAINED_SEED)
     return encoder, untrained.eval(), record.view_size
-
-
-@torch.inference_mode()
-def embed(encoder: nn.Module, pyramid: Pyramid, view_size: int, batch_size: int) -> np.ndarray:
-    """Features of whole patches: [num_patches, dim]. On a full GPU the batch is halved until it fits, with a message."""
-    num_patches = len(pyramid.height)
-    parts: list[torch.Tensor] = []
-    start = 0
-    while start < num_patches:
-        chosen = torch.arange(start, min(start + batch_size, num_patches))
-        try:
-            parts.append(encoder(embedding_views(pyramid, chosen, view_size)).float())
-        except torch.cuda.OutOfMemoryError:
-            if batch_size == 1:
-                raise
-            batch_size //= 2
-            tqdm.write(f"GPU memory is full: going on with {batch_size} patches per pass")
-            continue
-        start += len(chosen)
-    return torch.cat(parts).cpu().numpy()  # all at the end: fetching each batch would make the GPU wait
 
 
 def write_vectors(config: EmbeddingConfig, names: Sequence[str], parts: Sequence[ChunkVectors], ledger: Ledger) -> None:

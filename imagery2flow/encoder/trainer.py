@@ -112,10 +112,8 @@ class Trainer:
         Raises:
             Terminated: SIGTERM arrived; the checkpoint is saved.
         """
-        self.model.train()
         total = self.config.total_epoch
-        num_steps = (total - self.epoch) * count_batches(self.num_patches, self.config.batch_size)
-        compile_if_faster(self.model.module, self.trial_pass, self.config.compile, num_steps, self.fabric, self.ledger)
+        self.prepare()
         with tqdm(
             total=total, initial=self.epoch, desc="train encoder", unit="epoch", disable=None if self.fabric.is_global_zero else True
         ) as bar:
@@ -125,6 +123,12 @@ class Trainer:
                 self.save()
                 self.report(time.perf_counter() - started)
                 bar.update()
+
+    def prepare(self) -> None:
+        """Sets the model to training, compiled where that pays."""
+        self.model.train()
+        num_steps = (self.config.total_epoch - self.epoch) * count_batches(self.num_patches, self.config.batch_size)
+        compile_if_faster(self.model.module, self.trial_pass, self.config.compile, num_steps, self.fabric, self.ledger)
 
     def run_epoch(self, termination: TerminationFlag) -> None:
         """One pass over the patches, from ``self.step``; appends a row to the history."""

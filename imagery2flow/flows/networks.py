@@ -35,7 +35,7 @@ with warnings.catch_warnings():  # torch_geometric 2.7 calls what torch 2.11 dep
     from torch_geometric.utils import scatter, softmax
 
 from imagery2flow.flows.attention import GraphTensors, attend, attention_layers
-from imagery2flow.flows.fitting import PairTensors
+from imagery2flow.flows.epochs import PairTensors
 from imagery2flow.run.device import CPU, deterministic_on_cpu, generator, seeded
 from imagery2flow.run.errors import InputError
 

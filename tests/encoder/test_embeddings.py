@@ -11,7 +11,8 @@ import torch
 
 from imagery2flow.encoder import embeddings
 from imagery2flow.encoder.checkpoint import load_encoder
-from imagery2flow.encoder.embeddings import EmbeddingJob, embed, embed_chunk, make_embeddings
+from imagery2flow.encoder.embeddings import EmbeddingJob, embed_chunk, make_embeddings
+from imagery2flow.encoder.features import embed
 from imagery2flow.imagery.patch_files import PatchFiles, find_patches, load_patches
 from imagery2flow.imagery.pyramid import build_pyramid
 from imagery2flow.imagery.views import embedding_views

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from imagery2flow.flows.fitting import NetworkFitting, learning_rate
+from imagery2flow.flows.epochs import learning_rate
+from imagery2flow.flows.fitting import NetworkFitting
 from imagery2flow.flows.sampling import PairSample, every_pair
 from imagery2flow.flows.scaling import fit_scaling
 from imagery2flow.run.errors import InputError

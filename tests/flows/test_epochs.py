@@ -8,7 +8,8 @@ import sys
 import pytest
 import torch
 
-from imagery2flow.flows.fitting import ORDER, NetworkFitting
+from imagery2flow.flows.epochs import ORDER
+from imagery2flow.flows.fitting import NetworkFitting
 from imagery2flow.flows.model import BalancedMSE
 from imagery2flow.flows.sampling import every_pair
 from imagery2flow.flows.scaling import fit_scaling

@@ -1,0 +1,31 @@
+"""Features of whole patches that are in memory: the forward pass of stage 3."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from imagery2flow.imagery.pyramid import Pyramid
+from imagery2flow.imagery.views import embedding_views
+
+
+@torch.inference_mode()
+def embed(encoder: nn.Module, pyramid: Pyramid, view_size: int, batch_size: int) -> np.ndarray:
+    """Features of whole patches: [num_patches, dim]. On a full GPU the batch is halved until it fits, with a message."""
+    num_patches = len(pyramid.height)
+    parts: list[torch.Tensor] = []
+    start = 0
+    while start < num_patches:
+        chosen = torch.arange(start, min(start + batch_size, num_patches))
+        try:
+            parts.append(encoder(embedding_views(pyramid, chosen, view_size)).float())
+        except torch.cuda.OutOfMemoryError:
+            if batch_size == 1:
+                raise
+            batch_size //= 2
+            tqdm.write(f"GPU memory is full: going on with {batch_size} patches per pass")
+            continue
+        start += len(chosen)
+    return torch.cat(parts).cpu().numpy()  # all at the end: fetching each batch would make the GPU wait
