@@ -6,6 +6,7 @@ Each chunk's result is yielded once, in order of completion.
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import platform
@@ -126,6 +127,7 @@ def connect(address: str) -> Client:
     """
     from distributed import Client
 
+    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # a lost scheduler is told in one sentence of ours
     try:
         client = Client(address, timeout=SCHEDULER_TIMEOUT_S, set_as_default=False)
     except (OSError, ValueError, TimeoutError) as error:
