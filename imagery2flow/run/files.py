@@ -213,7 +213,10 @@ def filling(folder: Path, last: str) -> Iterator[Path]:
             if not path.name.startswith("."):  # half a file of a killed process; see replacing
                 path.replace(folder / path.name)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        # Renamed before it is emptied: a worker of another machine that is cut off may still write, and could fill it again meanwhile.
+        abandoned = temporary.with_name(f"{temporary.name}.abandoned")
+        temporary.replace(abandoned)
+        shutil.rmtree(abandoned, ignore_errors=True)
 
 
 def write_table(path: Path, table: pd.DataFrame, index: bool = False) -> None:

@@ -6,6 +6,7 @@ Each chunk's result is yielded once, in order of completion.
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import platform
@@ -94,7 +95,7 @@ def in_processes(
 def on_cluster(function: Callable[[Chunk], Result], chunks: Sequence[Chunk], address: str, ledger: Ledger) -> Iterator[Result]:
     """Works on a dask cluster; the scheduler itself gives the chunks of a lost worker to others."""
     try:
-        from distributed import KilledWorker
+        from distributed import CancelledError, KilledWorker
         from distributed import as_completed as completed_on_cluster
     except ImportError as error:
         raise InputError(f'--dask {address} needs the package distributed; install it with: pip install "imagery2flow[cluster]"') from error
@@ -103,10 +104,10 @@ def on_cluster(function: Callable[[Chunk], Result], chunks: Sequence[Chunk], add
         # Chunks go one by one: many in one message make dask warn of its size. Retries are for errors of a shared disk, not for lost workers.
         futures = client.map(partial(with_input_error, function), chunks, pure=False, retries=RESTARTS, batch_size=1)
         for future in completed_on_cluster(futures, loop=client.loop):
-            if future.status in ("cancelled", "lost"):
-                raise InputError(f"the dask scheduler at {address} was lost; start it and its workers, and run this again")
             try:
                 result = future.result()
+            except CancelledError as error:
+                raise InputError(f"the dask scheduler at {address} was lost; start it and its workers, and run this again") from error
             except KilledWorker as error:
                 raise InputError(
                     f"workers of the dask scheduler at {address} were killed again and again, most likely because their memory ran out; "
@@ -126,6 +127,7 @@ def connect(address: str) -> Client:
     """
     from distributed import Client
 
+    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # a lost scheduler is told in one sentence of ours
     try:
         client = Client(address, timeout=SCHEDULER_TIMEOUT_S, set_as_default=False)
     except (OSError, ValueError, TimeoutError) as error:

@@ -154,6 +154,15 @@ def test_a_scheduler_without_workers_is_refused_in_one_sentence(ledger, monkeypa
         list(each_chunk(square, CHUNKS, 0, empty.scheduler_address, ledger))
 
 
+def test_a_scheduler_that_is_lost_half_way_is_told_in_one_sentence(ledger, monkeypatch):
+    monkeypatch.setattr(parallel, "SCHEDULER_TIMEOUT_S", 1)
+    with LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address=":0") as short_lived:
+        results = each_chunk(process_of, list(range(100)), 0, short_lived.scheduler_address, ledger)
+        next(results)
+    with pytest.raises(InputError, match=r"the dask scheduler at \S+ was lost; start it and its workers, and run this again"):
+        list(results)
+
+
 def test_without_the_package_its_extra_is_named(ledger, monkeypatch):
     monkeypatch.setitem(sys.modules, "distributed", None)
     with pytest.raises(InputError, match=r'--dask tcp://a:1 needs .*: pip install "imagery2flow\[cluster\]"'):
