@@ -46,16 +46,16 @@ class SecondProcessStops:
         self.raised = fabric.global_rank == 1
 
 
-def make_linear_trainer(folder: Path, fabric) -> trainer_module.Trainer:
+def make_linear_trainer(folder: Path, fabric, **changes) -> trainer_module.Trainer:
     """A run of the linear encoder on ten patches in batches of 4, 3, 3: two processes take unequal shares of the last two."""
     trainer_module.build_backbone = build_linear_backbone
-    config = small_config(model_path=str(folder), total_epoch=2, batch_size=4)
+    config = small_config(model_path=str(folder), total_epoch=2, **{"batch_size": 4, **changes})
     return trainer_module.Trainer(config, as_patch_set(draw_images(10)), 16, fabric, Ledger("test", quiet=True))
 
 
-def train_linear(folder: Path, fabric) -> Path:
+def train_linear(folder: Path, fabric, **changes) -> Path:
     """Trains the linear encoder and returns the path of its checkpoint."""
-    trainer = make_linear_trainer(folder, fabric)
+    trainer = make_linear_trainer(folder, fabric, **changes)
     trainer.run(TerminationFlag())
     return trainer.path
 
@@ -76,6 +76,7 @@ def compare(folder: Path, fabric) -> None:
     gradients = {name: parameter.grad for name, parameter in encoder.named_parameters()}
     torch.save({"means": means, **gradients}, folder / f"gradients_{fabric.global_rank}.pt")
     train_linear(folder, fabric)
+    train_linear(folder / "parts", fabric, batch_size=10, accumulate=3)
 
 
 def stop(folder: Path, fabric) -> None:

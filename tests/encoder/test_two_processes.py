@@ -62,11 +62,13 @@ def test_loss_retrieval_and_gradients_equal_those_of_one_process(two_processes):
         torch.testing.assert_close(found["bias"], encoder.bias.grad, atol=1e-6, rtol=1e-4)
 
 
-def test_a_whole_run_equals_that_of_one_process(two_processes, tmp_path: Path, monkeypatch):
+@pytest.mark.parametrize(("subfolder", "settings"), [(".", {}), ("parts", {"batch_size": 10})])
+def test_a_whole_run_equals_that_of_one_process(two_processes, tmp_path: Path, monkeypatch, subfolder, settings):
+    """Also where each process passes its share of a batch through the encoder in three parts."""
     monkeypatch.setattr(trainer, "build_backbone", None)  # restored after the test; the worker's function sets it
     fabric, _ = make_fabric("cpu", "fp32")
-    path = ddp_worker.train_linear(tmp_path, fabric)
-    one, two = (torch.load(folder / path.name, weights_only=True) for folder in (tmp_path, two_processes))
+    path = ddp_worker.train_linear(tmp_path, fabric, **settings)
+    one, two = (torch.load(folder / path.name, weights_only=True) for folder in (tmp_path, two_processes / subfolder))
     assert [row["loss"] for row in two["history"]] == pytest.approx([row["loss"] for row in one["history"]], rel=1e-4)
     assert [row["retrieval"] for row in two["history"]] == pytest.approx([row["retrieval"] for row in one["history"]])
     for name, tensor in one["model"].items():
