@@ -86,10 +86,12 @@ class Settings:
 
 
 def alternate(ways: Sequence[Callable[[], object]], repeats: int, warm_up: bool = True) -> list[float]:
-    """Median seconds of each way, which take turns."""
+    """Median seconds of each way, which take turns; what the one before wrote is on the disk before the next begins."""
     seconds: list[list[float]] = [[] for _ in ways]
     for round_number in range(-1 if warm_up else 0, repeats):
         for way, taken in zip(ways, seconds, strict=True):
+            if hasattr(os, "sync"):
+                os.sync()
             started = time.perf_counter()
             way()
             if round_number >= 0:
