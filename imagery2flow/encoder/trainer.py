@@ -34,7 +34,7 @@ from imagery2flow.encoder.objectives import SimCLR, chance_level, feature_spread
 from imagery2flow.imagery.patchset import PatchSet
 from imagery2flow.imagery.pyramid import build_pyramid
 from imagery2flow.run.config import EncoderConfig
-from imagery2flow.run.device import generator
+from imagery2flow.run.device import generator, has_fused_adam
 from imagery2flow.run.errors import InputError
 from imagery2flow.run.files import write_table
 from imagery2flow.run.memory import allocator, fits_device
@@ -77,7 +77,7 @@ class Trainer:
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         if config.resnet != "vit_l_16":
             model = model.to(memory_format=torch.channels_last)
-        fused = fabric.device.type in ("cpu", "cuda")
+        fused = has_fused_adam(fabric.device)
         optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=fused)
         self.model, self.optimizer = fabric.setup(model, optimizer)
         self.epoch, self.step = 0, 0

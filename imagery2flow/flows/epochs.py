@@ -14,7 +14,7 @@ from torch import Tensor
 
 from imagery2flow.flows.attention import GraphTensors
 from imagery2flow.flows.model import BalancedMSE, FlowModel, multinomial_loss, poisson_loss
-from imagery2flow.run.device import generator
+from imagery2flow.run.device import generator, has_fused_adam
 from imagery2flow.run.flow_config import FlowTrainingConfig
 
 ORDER = 1  # purpose of random numbers, as key of ``run.device.generator``; 0 is the split's
@@ -61,7 +61,7 @@ class NetworkTraining:
         if config.loss == "balanced_mse":
             self.balanced = BalancedMSE(max(float(train.count.log2().std(correction=0)), SMALLEST_SIGMA)).to(self.device)
             groups.append({"params": self.balanced.parameters(), "lr": config.sigma_lr, "weight_decay": 0.0})
-        self.optimizer = torch.optim.AdamW(groups)
+        self.optimizer = torch.optim.AdamW(groups, fused=has_fused_adam(self.device))
 
     def run_epoch(self, epoch: int) -> float:
         """One pass over the training pairs; returns the mean loss."""

@@ -78,7 +78,13 @@ def make_fabric(device: str, precision: str) -> tuple[Fabric, str]:
         precision=PRECISIONS[precision],  # type: ignore[arg-type]
     )
     fabric.launch()
-    return fabric, f"device {fabric.device}, {world_size} process(es), {precision} ({reason}), {torch.get_num_threads()} CPU threads"
+    rest = ", TF32 for products that stay in single precision" if chosen.type == "cuda" else ""
+    return fabric, f"device {fabric.device}, {world_size} process(es), {precision} ({reason}){rest}, {torch.get_num_threads()} CPU threads"
+
+
+def has_fused_adam(device: torch.device) -> bool:
+    """Whether Adam can update all weights in one pass over them."""
+    return device.type in ("cpu", "cuda")
 
 
 def generator(seed: int, *keys: int) -> torch.Generator:
