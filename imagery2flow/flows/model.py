@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from imagery2flow.flows.attention import GraphTensors, attend, attention_layers
+from imagery2flow.flows.sparse import pair_products
 
 DISTANCE_WIDTH = 16
 # Rows of the pairs x values matrix that the balanced loss holds at once.
@@ -89,7 +90,7 @@ class FlowModel(nn.Module):
         """
         leaving, arriving = self.sides(hidden)
         sent = leaving @ self.interaction  # [num_units, embedding_size]
-        log_flow = (sent[origin] * arriving[destination]).sum(dim=1) + self.offset
+        log_flow = pair_products(sent, arriving, origin, destination) + self.offset
         margins = self.margins(hidden)
         if margins is not None:
             log_flow = log_flow + margins[0][origin] + margins[1][destination]

@@ -36,6 +36,7 @@ with warnings.catch_warnings():  # torch_geometric 2.7 calls what torch 2.11 dep
 
 from imagery2flow.flows.attention import GraphTensors, attend, attention_layers
 from imagery2flow.flows.epochs import PairTensors
+from imagery2flow.flows.sparse import pair_products
 from imagery2flow.run.device import CPU, deterministic_on_cpu, generator, seeded
 from imagery2flow.run.errors import InputError
 
@@ -282,7 +283,7 @@ class GmelNetwork(nn.Module):
 
     def root_flow(self, as_origin: Tensor, as_destination: Tensor, pairs: PairTensors) -> Tensor:
         """Square root of the flow of pairs [num_pairs]."""
-        return ((as_origin @ self.interaction)[pairs.origin] * as_destination[pairs.destination]).sum(dim=1) + self.offset
+        return pair_products(as_origin @ self.interaction, as_destination, pairs.origin, pairs.destination) + self.offset
 
     def loss(
         self, embedded: tuple[Tensor, Tensor], pairs: PairTensors, inflow: Tensor, outflow: Tensor, weights: tuple[float, float, float]

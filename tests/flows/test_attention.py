@@ -3,7 +3,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imagery2flow.flows import attention
 from imagery2flow.flows.attention import GraphTensors, attend, attention_layers
 
 edge_lists = st.integers(1, 6).flatmap(
@@ -38,15 +37,6 @@ def test_values_and_gradients_are_those_of_torch_geometric(drawn):
     layer, graph = draw(*drawn)
     for found, wanted in zip(with_gradients(attend, layer, graph), with_gradients(torch_geometric, layer, graph), strict=True):
         torch.testing.assert_close(found, wanted, atol=1e-12, rtol=1e-9)
-
-
-def test_blocks_of_edges_give_the_gradients_of_one_block(monkeypatch):
-    random = torch.Generator().manual_seed(1)
-    layer, graph = draw(9, torch.randint(0, 9, (40, 2), generator=random).tolist())
-    whole = with_gradients(attend, layer, graph)
-    monkeypatch.setattr(attention, "EDGES_PER_BLOCK", 7)
-    for found, wanted in zip(with_gradients(attend, layer, graph), whole, strict=True):
-        torch.testing.assert_close(found, wanted)
 
 
 @pytest.mark.parametrize("num_threads", [1, 2])

@@ -22,7 +22,7 @@ from .test_model import naive_balanced_mse, naive_layer
 NO_STEP = 1e-30  # a learning rate that leaves all weights where they are
 MANY_PAIRS = 20_000
 # A K x K matrix of single precision would take 1.6 GB, each of its copies as much.
-MOST_MB = 200
+MOST_MB = 500
 
 MANY_PAIRS_IN_LITTLE_MEMORY = f"""
 import torch
