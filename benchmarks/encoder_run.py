@@ -61,7 +61,7 @@ class EncoderRun:
         """Steps with their views, epoch after epoch."""
         while True:
             batches = self.trainer.batches()
-            for batch, parts in zip(batches, self.trainer.loader.steps(self.trainer.jobs(batches)), strict=True):
+            for batch, parts in zip(batches, self.trainer.loader.steps(self.trainer.jobs(batches, first=0)), strict=True):
                 yield len(batch), parts[0]
             self.trainer.epoch += 1
 

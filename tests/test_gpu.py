@@ -7,6 +7,13 @@ import pandas as pd
 import pytest
 import torch
 
+from imagery2flow.encoder.loading import StepJob, ViewLoader
+from imagery2flow.encoder.trainer import Trainer
+from imagery2flow.imagery.patch_files import load_patches
+from imagery2flow.imagery.pyramid import build_pyramid
+from imagery2flow.run.config import EncoderConfig, ViewConfig
+from imagery2flow.run.device import make_fabric
+from imagery2flow.run.stage import Ledger
 from tests.test_end_to_end import IDS, STAGE_1, STAGE_2, STAGES_4_AND_5, run
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU on this machine")]
@@ -51,3 +58,35 @@ def test_a_model_trained_on_the_gpu_predicts_the_same_on_the_cpu(city):
         run(city, "test_ODPrediction.py", flags.format(device=device) + " --all_pairs")
         found[device] = pd.read_csv(city / "outputs/M1_l8_2020/M1_2020/predictions_bilinear.csv", dtype=IDS).prediction
     np.testing.assert_allclose(found["cuda"], found["cpu"], rtol=0.02)
+
+
+@pytest.mark.parametrize("patches_on", ["device", "host"])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_no_step_waits_for_the_gpu(city, tmp_path, patches_on, accumulate):
+    """Reading a number from the GPU, or sending one to it the plain way, leaves it idle while the next step is prepared."""
+    ledger, (fabric, _) = Ledger("test", quiet=True), make_fabric("cuda", "auto")
+    patches = load_patches(str(city / "data/M1/l8_2020"), [], ledger)
+    config = EncoderConfig(data_path="unused", batch_size=16, model_path=str(tmp_path), patches_on=patches_on, accumulate=accumulate)
+    trainer = Trainer(config, patches, 64, fabric, ledger)
+    trainer.model.train()
+    batches = trainer.batches()
+    steps = zip(batches, trainer.loader.steps(trainer.jobs(batches, first=0)), strict=True)
+    for number, (batch, parts) in enumerate(steps):
+        torch.cuda.set_sync_debug_mode("error" if number > 1 else "default")  # the first steps set the optimiser up
+        try:
+            trainer.train_step(len(batch), parts)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert number > 2
+    assert np.isfinite(trainer.sums.tolist()).all()
+
+
+def test_pixels_that_are_sent_give_the_views_of_pixels_on_the_gpu(city):
+    patches = load_patches(str(city / "data/M1/l8_2020"), [], Ledger("test", quiet=True))
+    pyramid, device = build_pyramid(patches, patches.normalisation, 64), torch.device("cuda")
+    views = {}
+    for place in (torch.device("cpu"), device):
+        loader = ViewLoader(pyramid.to(place), ViewConfig(), 64, device)
+        jobs = [StepJob(torch.arange(20), [torch.arange(20)], torch.Generator().manual_seed(seed)) for seed in range(3)]
+        views[place.type] = torch.cat([loader.views(parts[0]) for parts in loader.steps(jobs)])
+    torch.testing.assert_close(views["cuda"], views["cpu"], atol=1e-4, rtol=1e-4)

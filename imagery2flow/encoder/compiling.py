@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
@@ -20,38 +21,43 @@ LONG_RUN_STEPS = 2000
 TRIAL_PASSES = 5
 
 
-def compile_if_faster(
-    model: SimCLR, one_pass: Callable[[], None], wanted: Literal["auto", "on", "off"], num_steps: int, fabric: Fabric, ledger: Ledger
-) -> None:
+def is_worth_a_trial(wanted: Literal["auto", "on", "off"], num_steps: int, device: torch.device) -> bool:
+    """Whether to try a compiled encoder: for ``auto`` in long runs on a GPU, for ``on`` always while a step is left."""
+    if wanted == "auto":
+        return device.type == "cuda" and num_steps >= LONG_RUN_STEPS
+    return wanted == "on" and num_steps > 0
+
+
+def compile_if_faster(model: SimCLR, one_pass: Callable[[], None], even_if_slower: bool, fabric: Fabric, ledger: Ledger) -> None:
     """Compiles the encoder, unless it is slower so or cannot be compiled; says which in the ledger.
 
     Args:
         model: Its ``encode`` is replaced.
         one_pass: Runs the model forward and backward on views of the run's shape, and leaves no trace.
-        wanted: ``auto`` compiles in long runs on a GPU where a trial is faster; ``on`` wherever it can be compiled.
-        num_steps: Steps of the run.
+        even_if_slower: Whether it was asked for.
         fabric: Of the run; all its processes decide alike.
         ledger: Takes what was decided.
     """
-    if wanted == "off" or (wanted == "auto" and (fabric.device.type != "cuda" or num_steps < LONG_RUN_STEPS)):
-        return
     plain = model.encode
     plain_s = seconds(one_pass, fabric.device)
     model.encode = torch.compile(plain, dynamic=False)
+    problem = ""
     try:
         one_pass()  # compiles
         compiled_s = seconds(one_pass, fabric.device)
     except Exception as error:  # the compiler raises whatever its parts do; a run does not end for want of a C++ compiler
-        model.encode = plain
-        ledger.note(f"the encoder runs as it is: it could not be compiled ({first_sentence(error)})")
-        return
-    times = fabric.all_reduce(torch.tensor([plain_s, compiled_s], device=fabric.device))
+        compiled_s, problem = math.inf, first_sentence(error)
+    times = fabric.all_reduce(torch.tensor([plain_s, compiled_s], device=fabric.device))  # all processes decide alike
     assert isinstance(times, torch.Tensor)
-    is_faster = bool(times[1] < times[0])
-    if wanted == "auto" and not is_faster:
+    plain_s, compiled_s = times.tolist()
+    is_compiled = compiled_s < (math.inf if even_if_slower else plain_s)
+    if not is_compiled:
         model.encode = plain
-    outcome = "compiled" if wanted == "on" or is_faster else "as it is"
-    ledger.note(f"the encoder runs {outcome}: {1000 * times[1]:.1f} ms a pass compiled, {1000 * times[0]:.1f} ms as it is")
+    if math.isinf(compiled_s):
+        ledger.note(f"the encoder runs as it is: it could not be compiled ({problem or 'in another process'})")
+    else:
+        outcome = "compiled" if is_compiled else "as it is"
+        ledger.note(f"the encoder runs {outcome}: {1000 * compiled_s:.1f} ms a pass compiled, {1000 * plain_s:.1f} ms as it is")
 
 
 def seconds(one_pass: Callable[[], None], device: torch.device) -> float:

@@ -47,14 +47,12 @@ class EmbeddingJob:
     Attributes:
         config: Settings of the stage.
         checkpoint: Path of the encoder.
-        files: All patches.
         normalisation: What scales the bands.
         num_threads: CPU threads of torch in this process; None leaves them as they are.
     """
 
     config: EmbeddingConfig
     checkpoint: Path
-    files: PatchFiles
     normalisation: Normalisation
     num_threads: int | None
 
@@ -97,10 +95,11 @@ def make_embeddings(config: EmbeddingConfig, ledger: Ledger) -> Path:
         check_scale(record, files.dtype, config.data_path)
     else:
         ledger.note("bands are scaled by these patches' own statistics, not by the encoder's")
-        moments = list(each_chunk(partial(measure_chunk, files.absolute()), chunks, config.workers, config.dask, ledger, "spawn"))
+        moments = list(each_chunk(measure_chunk, chunks, config.workers, config.dask, ledger, "spawn"))
         normalisation = as_normalisation(merge_moments(moments), names, np.dtype(files.dtype))
-    ledger.note(make_fabric(config.device, config.precision)[1])
-    job = EmbeddingJob(config, path.absolute(), files.absolute(), normalisation, threads_of_each(config, len(chunks)))
+    if not config.dask:
+        ledger.note(make_fabric(config.device, config.precision)[1])
+    job = EmbeddingJob(config, path.absolute(), normalisation, threads_of_each(config, len(chunks)))
     found = []
     with tqdm(total=len(files.paths), desc="embed", unit="patch", disable=None) as bar:
         for part in each_chunk(partial(embed_chunk, job), chunks, config.workers, config.dask, ledger, "spawn"):
@@ -112,15 +111,16 @@ def make_embeddings(config: EmbeddingConfig, ledger: Ledger) -> Path:
     return Path(config.output_path + ".run.json")
 
 
-def make_chunks(files: PatchFiles, config: EmbeddingConfig) -> list[list[str]]:
-    """Ids of the patches in chunks, in order: each of bounded pixels, and several for each worker."""
-    sizes = np.array([files.num_pixels[geocode] for geocode in files.paths])
+def make_chunks(files: PatchFiles, config: EmbeddingConfig) -> list[PatchFiles]:
+    """The patches in chunks, in order: each of bounded size, and several for each worker."""
+    # A small patch costs as much as one of so many pixels, by what is done for each.
+    sizes = np.array([max(files.num_pixels[geocode], PIXELS_PER_CHUNK // PATCHES_PER_CHUNK) for geocode in files.paths])
     workers = config.workers or available_cores()
     for_workers = CHUNKS_PER_WORKER * workers if config.workers != 1 or config.dask else 1
-    num_chunks = max(-(-int(sizes.sum()) // PIXELS_PER_CHUNK), -(-len(sizes) // PATCHES_PER_CHUNK), min(for_workers, len(sizes)))
+    num_chunks = max(-(-int(sizes.sum()) // PIXELS_PER_CHUNK), min(for_workers, len(sizes)))
     number = (np.cumsum(sizes) - sizes) * num_chunks // sizes.sum()
-    geocodes = np.array(list(files.paths), dtype=object)
-    return [geocodes[number == chunk].tolist() for chunk in np.unique(number)]
+    geocodes, everything = np.array(list(files.paths), dtype=object), files.absolute()
+    return [everything.select(geocodes[number == chunk].tolist()) for chunk in np.unique(number)]
 
 
 def threads_of_each(config: EmbeddingConfig, num_chunks: int) -> int | None:
@@ -129,19 +129,19 @@ def threads_of_each(config: EmbeddingConfig, num_chunks: int) -> int | None:
     return None if config.dask or workers == 1 else max(1, available_cores() // workers)
 
 
-def measure_chunk(files: PatchFiles, geocodes: Sequence[str]) -> BandMoments:
+def measure_chunk(chunk: PatchFiles) -> BandMoments:
     """Moments of the bands over some patches."""
-    patches = read_patches(files.select(geocodes))
+    patches = read_patches(chunk)
     return moments_of(patches.values, patches.valid)
 
 
-def embed_chunk(job: EmbeddingJob, geocodes: Sequence[str]) -> ChunkVectors | None:
+def embed_chunk(job: EmbeddingJob, chunk: PatchFiles) -> ChunkVectors | None:
     """Reads and embeds some patches, in this process; None where none has a valid pixel."""
-    check_shared_folder(job.files.folder, "patches in")
+    check_shared_folder(chunk.folder, "patches in")
     check_shared_folder(job.checkpoint.parent, "encoder in")
     if job.num_threads is not None:
         torch.set_num_threads(job.num_threads)
-    patches = read_patches(job.files.select(geocodes), normalisation=job.normalisation)
+    patches = read_patches(chunk, normalisation=job.normalisation)
     if not len(patches):
         return None
     encoder, untrained, view_size = encoders_of(job.checkpoint, job.checkpoint.stat().st_mtime_ns)

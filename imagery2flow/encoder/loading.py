@@ -21,16 +21,16 @@ from imagery2flow.run.config import ViewConfig
 
 Job = TypeVar("Job")
 Made = TypeVar("Made")
-# Threads wait for memory or a file most of the time; each step ahead holds the crops of one batch.
+# Threads wait for memory or a file most of the time; each step ahead holds the crops of one batch in main memory.
 LOADER_THREADS, STEPS_AHEAD = 4, 6
 
 
 @dataclass(frozen=True)
 class ViewPart:
-    """Two views of each of some patches, not yet resampled: the first views, then the second."""
+    """Two views of each of some patches, not yet made: the first views, then the second; with their pixels where these are brought to the device."""
 
     drawn: Drawn
-    tiles: list[Tiles]
+    tiles: list[Tiles] | None
 
     @property
     def num_patches(self) -> int:
@@ -69,17 +69,20 @@ class ViewLoader:
         return ahead(self.parts, jobs, LOADER_THREADS, STEPS_AHEAD) if self.streams else map(self.parts, jobs)
 
     def parts(self, job: StepJob) -> list[ViewPart]:
-        """Draws two views of every patch of the batch, and cuts out this process's."""
+        """Draws two views of every patch of the batch, and takes this process's."""
         drawn = draw_views(self.pyramid, job.batch.repeat(2), self.config, job.random)  # [2N]
-        made = []
-        for places in job.mine:
-            own = drawn.select(torch.cat([places, places + len(job.batch)]))
-            made.append(ViewPart(own, [part.to(self.device) for part in cut(self.pyramid, own.boxes, self.view_size)]))
-        return made
+        own = [drawn.select(torch.cat([places, places + len(job.batch)])) for places in job.mine]
+        return [ViewPart(part, self.cut(part) if self.streams else None) for part in own]
+
+    def cut(self, drawn: Drawn) -> list[Tiles]:
+        """The pixels that views show, where all pixels are, ready to be sent."""
+        tiles = cut(self.pyramid, drawn.boxes, self.view_size)
+        return [part.pinned() for part in tiles] if self.device.type == "cuda" and self.streams else tiles
 
     def views(self, part: ViewPart) -> Tensor:
         """Resamples and jitters on the device: [2n, num_bands, view_size, view_size]."""
-        return jittered_views(part.tiles, part.drawn, self.pyramid)
+        tiles = self.cut(part.drawn) if part.tiles is None else [tile.to(self.device) for tile in part.tiles]
+        return jittered_views(tiles, part.drawn, self.pyramid)
 
 
 def ahead(make: Callable[[Job], Made], jobs: Iterable[Job], threads: int, depth: int) -> Iterator[Made]:

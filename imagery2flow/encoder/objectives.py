@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from imagery2flow.run.device import seeded
+from imagery2flow.run.device import full_precision, seeded
 
 Gather = Callable[[Tensor], Tensor]
 SIMILARITIES_PER_BLOCK = 1 << 24  # 64 MB in single precision
@@ -26,7 +26,7 @@ SIMILARITIES_PER_BLOCK = 1 << 24  # 64 MB in single precision
 def nt_xent(
     first: Tensor, second: Tensor, temperature: float, gather: Gather | None = None, rank: int = 0, shares: Sequence[int] = ()
 ) -> tuple[Tensor, Tensor]:
-    """NT-Xent loss of the views on this process against the views of all processes, in full precision.
+    """NT-Xent loss of the views on this process against the views of all processes, in single precision whatever the encoder computes in.
 
     With W processes that share N patches, the n of this process weigh W n / N, so that the mean over the processes is the loss of one process
     with all N; so are the gradients, since DDP averages them and ``gather`` passes the other processes' gradients back.
@@ -70,7 +70,8 @@ def block_loss(queries: Tensor, own: Tensor, partner: Tensor, keys: Tensor) -> t
         partner: Its partner's [rows].
         keys: Normalised projections of all views [2N, dim].
     """
-    logits = (queries @ keys.T).scatter(1, own[:, None], -torch.inf)  # [rows, 2N]
+    with full_precision(keys.device):
+        logits = (queries @ keys.T).scatter(1, own[:, None], -torch.inf)  # [rows, 2N]
     return nn.functional.cross_entropy(logits, partner, reduction="sum"), (logits.argmax(dim=1) == partner).sum()
 
 

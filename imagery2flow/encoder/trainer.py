@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from imagery2flow.encoder.backbones import build_backbone
 from imagery2flow.encoder.checkpoint import load_checkpoint, plain, save_checkpoint
-from imagery2flow.encoder.compiling import compile_if_faster
+from imagery2flow.encoder.compiling import compile_if_faster, is_worth_a_trial
 from imagery2flow.encoder.loading import StepJob, ViewLoader, ViewPart
 from imagery2flow.encoder.objectives import SimCLR, chance_level, feature_spread, nt_xent
 from imagery2flow.imagery.patchset import PatchSet
@@ -127,15 +127,17 @@ class Trainer:
     def prepare(self) -> None:
         """Sets the model to training, compiled where that pays."""
         self.model.train()
-        num_steps = (self.config.total_epoch - self.epoch) * count_batches(self.num_patches, self.config.batch_size)
-        compile_if_faster(self.model.module, self.trial_pass, self.config.compile, num_steps, self.fabric, self.ledger)
+        num_steps = (self.config.total_epoch - self.epoch) * count_batches(self.num_patches, self.config.batch_size) - self.step
+        if is_worth_a_trial(self.config.compile, num_steps, self.fabric.device):
+            views = self.loader.views(self.loader.parts(next(self.jobs(self.batches(), first=0)))[0])
+            compile_if_faster(self.model.module, lambda: self.trial_pass(views), self.config.compile == "on", self.fabric, self.ledger)
 
     def run_epoch(self, termination: TerminationFlag) -> None:
         """One pass over the patches, from ``self.step``; appends a row to the history."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, self.epoch)
         batches = self.batches()
-        for batch, parts in zip(batches[self.step :], self.loader.steps(self.jobs(batches)), strict=True):
+        for batch, parts in zip(batches[self.step :], self.loader.steps(self.jobs(batches, self.step)), strict=True):
             self.train_step(len(batch), parts)
             self.step += 1
             if self.any_process(termination.raised):
@@ -162,9 +164,9 @@ class Trainer:
         order = torch.randperm(self.num_patches, generator=generator(self.config.seed, ORDER, self.epoch))
         return list(torch.tensor_split(order, count_batches(self.num_patches, self.config.batch_size)))
 
-    def jobs(self, batches: list[Tensor]) -> Iterator[StepJob]:
-        """What the epoch's remaining steps are made from; this process takes its share of each batch, in parts."""
-        for step in range(self.step, len(batches)):
+    def jobs(self, batches: list[Tensor], first: int) -> Iterator[StepJob]:
+        """What the epoch's steps from the ``first`` are made from; this process takes its share of each batch, in parts."""
+        for step in range(first, len(batches)):
             rank, shares = self.fabric.global_rank, self.shares(len(batches[step]))
             mine = torch.arange(sum(shares[:rank]), sum(shares[: rank + 1]))
             random = generator(self.config.seed, VIEWS, self.epoch, step)
@@ -207,11 +209,10 @@ class Trainer:
                 self.fabric.backward(self.model(self.loader.views(part))[1], gradient=gradient)
         return torch.cat(features), loss, retrieval
 
-    def trial_pass(self) -> None:
-        """Runs the model forward and backward on the views of the first step, and leaves no trace."""
-        part = next(self.loader.steps(self.jobs(self.batches())))[0]
+    def trial_pass(self, views: Tensor) -> None:
+        """Runs the model forward and backward, and leaves no trace."""
         with kept_buffers(self.model):
-            self.fabric.backward(self.model(self.loader.views(part))[1].square().mean())
+            self.fabric.backward(self.model(views)[1].square().mean())
         self.optimizer.zero_grad()
 
     def contrast(self, num_patches: int, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
@@ -260,9 +261,11 @@ class Trainer:
 def kept_buffers(model: nn.Module) -> Iterator[None]:
     """Gives the running means of batch norm back as they were: a pass that is made twice counts once."""
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    yield
-    for name, buffer in model.named_buffers():
-        buffer.copy_(before[name])
+    try:
+        yield
+    finally:
+        for name, buffer in model.named_buffers():
+            buffer.copy_(before[name])
 
 
 def metrics_path(config: EncoderConfig) -> Path:

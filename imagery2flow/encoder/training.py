@@ -72,8 +72,12 @@ def check_processes(num_patches: int, batch_size: int, world_size: int, accumula
     """
     smallest = num_patches // count_batches(num_patches, batch_size)
     if smallest < world_size * accumulate:
-        takers = f"{world_size} processes" if accumulate == 1 else f"{world_size} processes with --accumulate {accumulate}"
+        batches = f"batches of {smallest} patches ({num_patches:,} patches, --batch_size {batch_size})"
+        if smallest < world_size:
+            raise InputError(
+                f"{world_size} processes cannot share {batches}; start at most {smallest} processes, or raise --batch_size as far as there are patches"
+            )
         raise InputError(
-            f"{takers} cannot share batches of {smallest} patches ({num_patches:,} patches, --batch_size {batch_size}); "
-            f"start at most {smallest // accumulate} processes, or raise --batch_size as far as there are patches"
+            f"--accumulate {accumulate} cannot divide {batches} on {world_size} process(es) into parts of a patch or more; "
+            f"lower it to at most {smallest // world_size}"
         )

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from imagery2flow.run.config import ViewConfig
+from imagery2flow.run.device import send
 from imagery2flow.run.errors import BandError
 
 GREY_WEIGHTS = (0.2989, 0.587, 0.114)  # ITU-R BT.601 luma of red, green, blue
@@ -83,15 +84,15 @@ def jitter_bands(views: Tensor, jitter: Jitter) -> Tensor:
     """Shifts, stretches, drops bands of, and blurs normalised views [batch, num_bands, height, width]."""
     device = views.device
     if jitter.gain is not None and jitter.shift is not None:
-        gain, shift = (part[:, :, None, None].to(device) for part in (jitter.gain, jitter.shift))
+        gain, shift = (send(part[:, :, None, None], device) for part in (jitter.gain, jitter.shift))
         views = torch.addcmul(shift, views, 1 + gain)
     if jitter.kept is not None:
-        views = views * jitter.kept[:, :, None, None].to(device)
+        views = views * send(jitter.kept[:, :, None, None], device)
     if jitter.sigma is not None:
         blurred = torch.nonzero(jitter.sigma)[:, 0]
         if len(blurred):
-            place, views = blurred.to(device), views.clone()
-            views[place] = blur(views[place], jitter.sigma[blurred].to(device))
+            place, views = send(blurred, device), views.clone()
+            views[place] = blur(views[place], send(jitter.sigma[blurred], device))
     return views
 
 
@@ -109,7 +110,7 @@ def blur(views: Tensor, sigma: Tensor) -> Tensor:
 
 
 def jitter_rgb(values: Tensor, highest: Tensor, jitter: Jitter) -> Tensor:
-    """The published RGB recipe on values in the patches' units [batch, 3, height, width].
+    """The published RGB recipe on values in the patches' units [batch, 3, height, width]; ``highest`` [3, 1, 1] is what 1 stands for.
 
     Raises:
         BandError: There are not three bands.
@@ -119,23 +120,23 @@ def jitter_rgb(values: Tensor, highest: Tensor, jitter: Jitter) -> Tensor:
             f"RGB jitter needs the three bands red, green, blue but the patches have {values.shape[1]} bands; set --views.rgb_jitter 0 --views.grey_probability 0"
         )
     assert jitter.factors is not None and jitter.order is not None and jitter.grey is not None
-    scale = highest[:, None, None]
-    images = (values / scale).clamp(0, 1)
+    device = values.device
+    images = (values / highest).clamp(0, 1)
     for turn in range(RGB_OPERATIONS):
         for number, operation in enumerate(OPERATIONS):
             chosen = torch.nonzero(jitter.order[:, turn] == number)[:, 0]  # on the CPU: a GPU need not be waited for
             if len(chosen):
-                factor = jitter.factors[chosen, number][:, None, None, None].to(values.device)
-                chosen = chosen.to(values.device)
-                images[chosen] = operation(images[chosen], factor)
-    grey = torch.nonzero(jitter.grey)[:, 0].to(values.device)
+                place, factor = send(chosen, device), send(jitter.factors[chosen, number][:, None, None, None], device)
+                images[place] = operation(images[place], factor)
+    grey = send(torch.nonzero(jitter.grey)[:, 0], device)
     images[grey] = luma(images[grey]).expand(-1, 3, -1, -1)
-    return images * scale
+    return images * highest
 
 
 def luma(images: Tensor) -> Tensor:
     """Grey value of RGB images [batch, 3, height, width]: [batch, 1, height, width]."""
-    return (images * torch.tensor(GREY_WEIGHTS, device=images.device)[:, None, None]).sum(dim=1, keepdim=True)
+    red, green, blue = (weight * band for weight, band in zip(GREY_WEIGHTS, images.unbind(dim=1), strict=True))
+    return (red + green + blue)[:, None]
 
 
 def brightness(images: Tensor, factor: Tensor) -> Tensor:

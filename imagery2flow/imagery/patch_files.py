@@ -49,7 +49,8 @@ class PatchFiles:
 
     def select(self, geocodes: Sequence[str]) -> PatchFiles:
         """Some of them."""
-        return replace(self, paths={geocode: self.paths[geocode] for geocode in geocodes})
+        chosen = {geocode: self.paths[geocode] for geocode in geocodes}
+        return replace(self, paths=chosen, num_pixels={geocode: self.num_pixels[geocode] for geocode in geocodes})
 
     def absolute(self) -> PatchFiles:
         """The same for processes that began in another folder."""
@@ -269,6 +270,7 @@ def read_patch(path: Path, chosen: Sequence[int], names: Sequence[str], all_band
                 f"patch {path} cannot be read ({str(error).splitlines()[0]}); it may be truncated: run img_preprocessing.py again"
             ) from error
     if values.dtype.kind == "f":
-        valid &= np.isfinite(values).all(axis=0)
+        with np.errstate(over="ignore"):
+            valid &= np.isfinite(values.astype(np.float32)).all(axis=0)  # in the precision of the views: 1e300 is infinite there
         values[:, ~valid] = 0
     return values, valid

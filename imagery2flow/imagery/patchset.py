@@ -111,13 +111,10 @@ def as_normalisation(moments: BandMoments, names: Sequence[str], dtype: np.dtype
 def unit_statistics(patches: PatchSet, normalisation: Normalisation) -> np.ndarray:
     """Mean and standard deviation of every band over each patch's valid pixels, in normalised units: [num_patches, 2 * num_bands]."""
     num_bands = len(normalisation.band_names)
-    owner = np.repeat(np.arange(len(patches)), patches.height * patches.width)[patches.valid]
-    pixels = (patches.values[patches.valid].astype(np.float64) - normalisation.mean) / normalisation.std
-    count = np.maximum(np.bincount(owner, minlength=len(patches)), 1)[:, None]
-    total, squares = np.zeros((len(patches), num_bands)), np.zeros((len(patches), num_bands))
-    for band in range(num_bands):
-        total[:, band] = np.bincount(owner, pixels[:, band], minlength=len(patches))
-        squares[:, band] = np.bincount(owner, pixels[:, band] ** 2, minlength=len(patches))
-    mean = total / count
-    std = np.sqrt(np.maximum(squares / count - mean**2, 0.0))
-    return np.concatenate([mean, std], axis=1)
+    found = np.zeros((len(patches), 2 * num_bands))
+    for position in range(len(patches)):
+        values, valid = patches.patch(position)
+        moments = block_moments(values[valid])
+        found[position, :num_bands] = (moments.mean - normalisation.mean) / normalisation.std
+        found[position, num_bands:] = np.sqrt(moments.variance) / normalisation.std
+    return found

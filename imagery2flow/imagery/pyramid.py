@@ -74,7 +74,7 @@ def build_pyramid(patches: PatchSet, normalisation: Normalisation, view_size: in
         patches: The patches; level 0 shares their memory where torch knows their type.
         normalisation: Statistics of the bands.
         view_size: Side of a view in pixels.
-        allocate: Makes the arrays of the further levels.
+        allocate: Makes the arrays that are as long as there are pixels.
     """
     largest = int(max(patches.height.max(), patches.width.max()))
     num_levels = max(1, int(np.ceil(np.log2(max(largest / view_size, 1)))) + 1)
@@ -90,8 +90,11 @@ def build_pyramid(patches: PatchSet, normalisation: Normalisation, view_size: in
         for level, (pixels, share) in enumerate(coarser_levels(*patches.patch(position), num_levels - 1), start=1):
             rows = slice(int(first_pixel[position, level]), int(first_pixel[position, level] + share.size))
             values[level][rows], shares[level][rows] = pixels.reshape(-1, pixels.shape[-1]), share.reshape(-1)
-    owner = np.repeat(np.arange(len(patches)), sizes[:, 0])
-    valid_rows = np.flatnonzero(patches.valid)
+    count = np.array([np.count_nonzero(patches.patch(position)[1]) for position in range(len(patches))])
+    first_valid = np.concatenate([[0], np.cumsum(count)])
+    valid_pixel = allocate((int(count.sum()),), np.dtype(np.int32))
+    for position in range(len(patches)):
+        valid_pixel[first_valid[position] : first_valid[position + 1]] = np.flatnonzero(patches.patch(position)[1])
     return Pyramid(
         values=tuple(as_tensor(part) for part in values),
         valid_share=tuple(torch.from_numpy(part) for part in shares),
@@ -99,8 +102,8 @@ def build_pyramid(patches: PatchSet, normalisation: Normalisation, view_size: in
         first_pixel=torch.from_numpy(first_pixel),
         height=torch.from_numpy(height),
         width=torch.from_numpy(width),
-        valid_pixel=torch.from_numpy(valid_rows - first_pixel[owner[valid_rows], 0]),
-        first_valid=torch.from_numpy(np.searchsorted(owner[valid_rows], np.arange(len(patches) + 1))),
+        valid_pixel=torch.from_numpy(valid_pixel),
+        first_valid=torch.from_numpy(first_valid),
         normalisation=normalisation,
     )
 

@@ -11,6 +11,7 @@ Shapes: a batch of views is [batch, num_bands, view_size, view_size]. Each image
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from imagery2flow.imagery.jitter import Jitter, draw_jitter, jitter_bands, jitte
 from imagery2flow.imagery.patchset import Normalisation, PatchSet
 from imagery2flow.imagery.pyramid import Pyramid, as_float
 from imagery2flow.run.config import ViewConfig
-from imagery2flow.run.device import full_precision
+from imagery2flow.run.device import full_precision, send
 
 SMALL_VIEW, LARGE_VIEW, LARGEST_SMALL_PATCH = 64, 224, 128
 ASPECT_RATIO = 4 / 3  # crops are at most this much wider than high, or higher than wide (RandomResizedCrop's default)
@@ -103,12 +104,13 @@ class Tiles:
     vertical: Tensor
     horizontal: Tensor
 
+    def pinned(self) -> Tiles:
+        """The same in memory that a GPU reads by itself."""
+        return Tiles(*(part.pin_memory() for part in vars(self).values()))
+
     def to(self, device: torch.device) -> Tiles:
-        """The same on another device; copied to a GPU without waiting for it."""
-        parts = vars(self).values()
-        if device.type == "cuda" and self.values.device.type == "cpu":
-            return Tiles(*(part.pin_memory().to(device, non_blocking=True) for part in parts))
-        return Tiles(*(part.to(device) for part in parts))
+        """The same on another device."""
+        return Tiles(*(send(part, device) for part in vars(self).values()))
 
 
 def choose_view_size(patches: PatchSet) -> int:
@@ -184,7 +186,7 @@ def cut(pyramid: Pyramid, boxes: Boxes, view_size: int) -> list[Tiles]:
     for number, size in torch.unique(torch.stack([level, side]), dim=1).T.tolist():
         view = torch.nonzero((level == number) & (side == size))[:, 0]
         down, right = vertical.select(view), horizontal.select(view)
-        top, below, beside = (part.to(pyramid.device) for part in (first_pixel[view], down.offsets(size), right.offsets(size)))
+        top, below, beside = (send(part, pyramid.device) for part in (first_pixel[view], down.offsets(size), right.offsets(size)))
         place = (top[:, None, None] + below[:, :, None] + beside[:, None, :]).reshape(-1)  # [n * size * size]
         values = pyramid.values[number].index_select(0, place).reshape(len(view), size, size, -1)
         share = pyramid.valid_share[number].index_select(0, place).reshape(len(view), size, size)
@@ -230,7 +232,7 @@ def render(tiles: list[Tiles], is_uint16: bool) -> tuple[Tensor, Tensor]:
     valid = torch.empty((batch, 1, view_size, view_size), dtype=torch.bool, device=device)
     with full_precision(device):
         for part in tiles:
-            view = part.view.to(device)
+            view = send(part.view, device)
             sums = resample(part, is_uint16)  # [n, num_bands + 2, view_size, view_size]
             values[view] = sums[:, :-2] / sums[:, -2:-1].clamp(min=1e-6)
             # A block with any valid pixel counts as valid, so that a narrow unit does not vanish where it is shown at a coarse level.
@@ -247,7 +249,7 @@ def resample(tiles: Tiles, is_uint16: bool) -> Tensor:
     share = tiles.valid_share.float()[..., None]
     layers = torch.cat([as_float(tiles.values, is_uint16) * share, share, (share > 0).float()], dim=-1)  # [n, side, side, num_bands + 2]
     n, side, _, num_layers = layers.shape
-    down, right = hat_weights(tiles.vertical.to(share.device), side), hat_weights(tiles.horizontal.to(share.device), side)
+    down, right = (hat_weights(send(position, share.device), side) for position in (tiles.vertical, tiles.horizontal))
     columns = layers.transpose(2, 3).reshape(n, side * num_layers, side) @ right.mT  # [n, side * num_layers, view_size]
     sums = down @ columns.reshape(n, side, -1)  # [n, view_size, num_layers * view_size]
     return sums.reshape(n, sums.shape[1], num_layers, -1).transpose(1, 2)
@@ -265,11 +267,17 @@ def choose_level(boxes: Boxes, view_size: int, num_levels: int) -> Tensor:
     return torch.log2(pixels_per_pixel.clamp(min=1)).floor().long().clamp(max=num_levels - 1)
 
 
+@lru_cache(maxsize=8)
+def statistics_on(device: torch.device, normalisation: Normalisation) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean, standard deviation and largest value of the bands on a device [num_bands, 1, 1] each; sent once."""
+    parts = (normalisation.mean, normalisation.std, normalisation.highest)
+    mean, std, highest = (torch.tensor(part, dtype=torch.float32)[:, None, None].to(device) for part in parts)
+    return mean, std, highest
+
+
 def normalise(values: Tensor, valid: Tensor, normalisation: Normalisation) -> Tensor:
     """(value - mean) / std per band, and 0 where missing: [batch, num_bands, view_size, view_size]."""
-    mean, std = (
-        torch.tensor(part, dtype=torch.float32, device=values.device)[:, None, None] for part in (normalisation.mean, normalisation.std)
-    )
+    mean, std, _ = statistics_on(values.device, normalisation)
     return ((values - mean) / std).mul_(valid)
 
 
@@ -277,7 +285,7 @@ def jittered_views(tiles: list[Tiles], drawn: Drawn, pyramid: Pyramid) -> Tensor
     """The views of tiles, normalised and jittered: [batch, num_bands, view_size, view_size]."""
     values, valid = render(tiles, pyramid.is_uint16)
     if drawn.jitter.is_rgb:
-        values = jitter_rgb(values, torch.tensor(pyramid.normalisation.highest, device=values.device), drawn.jitter)
+        values = jitter_rgb(values, statistics_on(values.device, pyramid.normalisation)[2], drawn.jitter)
     return jitter_bands(normalise(values, valid, pyramid.normalisation), drawn.jitter).mul_(valid)
 
 

@@ -207,7 +207,7 @@ class EmbeddingConfig:
         band_statistics: Append each band's mean and standard deviation, scaled alike, as named columns: red_mean, red_std.
         untrained_control: Also write <output_path>_untrained with the vectors of an encoder with random weights, a control for the flow stages.
         batch_size: Patches per forward pass.
-        workers: Processes of this machine that read and embed patches; 1 is this process, 0 one per core. On a CPU they share the cores.
+        workers: Processes of this machine that read and embed patches; 1 is this process, 0 one per core. They share the cores, and the first GPU.
         dask: Address of a dask scheduler (tcp://host:port) whose workers read and embed instead; all machines must see the same folders.
         device: auto, cpu, cuda, cuda:N or mps.
         precision: bf16 where the device has it (auto), or one of the two.

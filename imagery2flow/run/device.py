@@ -82,6 +82,11 @@ def make_fabric(device: str, precision: str) -> tuple[Fabric, str]:
     return fabric, f"device {fabric.device}, {world_size} process(es), {precision} ({reason}){rest}, {torch.get_num_threads()} CPU threads"
 
 
+def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor on another device; a GPU is not waited for, which would leave it idle while the next work is prepared."""
+    return tensor.to(device, non_blocking=device.type == "cuda")
+
+
 def has_fused_adam(device: torch.device) -> bool:
     """Whether Adam can update all weights in one pass over them."""
     return device.type in ("cpu", "cuda")

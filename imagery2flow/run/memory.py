@@ -11,6 +11,8 @@ from typing import Literal
 import numpy as np
 import torch
 
+from imagery2flow.run.errors import InputError
+
 Placement = Literal["auto", "device", "host", "disk"]
 Allocate = Callable[[tuple[int, ...], np.dtype], np.ndarray]
 # Shares of the free memory that pixels may take; the rest is for the network, its gradients and the reader's copies.
@@ -19,13 +21,14 @@ MEMORY_FILE = Path("/proc/meminfo")
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that a GPU, or main memory, can still give."""
+    """Bytes that a GPU, or main memory, can still give to this process; main memory is shared with the other processes of a run."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if MEMORY_FILE.is_file():  # Linux counts what its file cache can give back
         lines = dict(line.split(":", 1) for line in MEMORY_FILE.read_text().splitlines())
-        return int(lines["MemAvailable"].split()[0]) * 1024
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+        return int(lines["MemAvailable"].split()[0]) * 1024 // processes
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2 // processes
 
 
 def allocator(placement: Placement, folder: Path) -> Allocate:
@@ -38,9 +41,27 @@ def allocator(placement: Placement, folder: Path) -> Allocate:
             return np.empty(shape, dtype)
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as stream:  # without a name: it is gone when its last reader is
+            reserve(stream.fileno(), num_bytes, folder)
             return np.memmap(stream, dtype=dtype, mode="w+", shape=shape)
 
     return allocate
+
+
+def reserve(file: int, num_bytes: int, folder: Path) -> None:
+    """Takes the whole size from the disk at once: a disk that is full later would kill the process without a word.
+
+    Raises:
+        InputError: The disk is too full.
+    """
+    if not hasattr(os, "posix_fallocate"):
+        return
+    try:
+        os.posix_fallocate(file, 0, num_bytes)
+    except OSError as error:
+        raise InputError(
+            f"the disk of {folder} has no room for {num_bytes / 1e9:.1f} GB of pixels ({error.strerror}); make room, name another folder with --model_path, "
+            "or keep them in main memory with --patches_on host"
+        ) from error
 
 
 def fits_device(num_bytes: int, placement: Placement, device: torch.device) -> bool:

@@ -176,21 +176,26 @@ def test_several_processes_give_the_table_of_one(trained, folder, tmp_path, ledg
     pd.testing.assert_frame_equal(*controls, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(("num_pixels", "workers", "sizes"), [([5, 5, 5, 5], 1, [4]), ([5] * 16, 2, [2] * 8), ([60, 30, 10], 4, [1, 1, 1])])
-def test_chunks_hold_every_patch_once_in_order(num_pixels, workers, sizes, tmp_path):
+@pytest.mark.parametrize(
+    ("num_pixels", "workers", "sizes"),
+    [([5, 5, 5, 5], 1, [4]), ([5] * 16, 2, [2] * 8), ([60, 30, 10], 4, [1, 1, 1]), ([1] * 10, 1, [4, 3, 3])],
+)
+def test_chunks_hold_every_patch_once_in_order(num_pixels, workers, sizes, tmp_path, monkeypatch):
+    monkeypatch.setattr(embeddings, "PIXELS_PER_CHUNK", 100)
+    monkeypatch.setattr(embeddings, "PATCHES_PER_CHUNK", 4)  # a patch counts as 25 pixels at least
     geocodes = [f"{number:03d}" for number in range(len(num_pixels))]
     paths = dict.fromkeys(geocodes, tmp_path)
     files = PatchFiles(tmp_path, paths, dict(zip(geocodes, num_pixels, strict=True)), (1,), ("red",), True, "uint8")
     chunks = embeddings.make_chunks(files, EmbeddingConfig(data_path="unused", output_path="unused.csv", workers=workers))
-    assert [geocode for chunk in chunks for geocode in chunk] == geocodes
-    assert [len(chunk) for chunk in chunks] == sizes
+    assert [geocode for chunk in chunks for geocode in chunk.paths] == geocodes
+    assert [len(chunk.paths) for chunk in chunks] == [len(chunk.num_pixels) for chunk in chunks] == sizes
 
 
-def killed_half_way(job, geocodes):
+def killed_half_way(job, chunk):
     """Embeds patches, but the process that is the first to reach patch 00003 is killed when it has done so."""
     marker = Path(job.config.output_path).with_suffix(".killed")
-    found = embed_chunk(job, geocodes)
-    if "00003" in geocodes and not marker.exists():
+    found = embed_chunk(job, chunk)
+    if "00003" in chunk.paths and not marker.exists():
         marker.touch()
         os.kill(os.getpid(), signal.SIGKILL)
     return found
@@ -213,4 +218,22 @@ def test_a_worker_that_does_not_see_the_patches_is_refused_in_one_sentence(train
     with pytest.raises(
         InputError, match=rf"does not see the patches in {tmp_path}/elsewhere; with --dask all machines must share one file system"
     ):
-        embed_chunk(EmbeddingJob(config, Path(trained.checkpoint), files, record.normalisation, None), ["00000"])
+        embed_chunk(EmbeddingJob(config, Path(trained.checkpoint), record.normalisation, None), files)
+
+
+def test_a_batch_that_a_gpu_has_no_room_for_is_halved(trained, folder, ledger):
+    encoder, record = load_encoder(Path(trained.checkpoint))
+    pyramid = build_pyramid(load_patches(str(folder), [], ledger), record.normalisation, record.view_size)
+    asked = []
+
+    def small(views):
+        asked.append(len(views))
+        if len(views) > 2:
+            raise torch.cuda.OutOfMemoryError("no room")
+        return encoder(views)
+
+    np.testing.assert_allclose(embed(small, pyramid, record.view_size, 7), embed(encoder, pyramid, record.view_size, 7), atol=1e-5)
+    assert asked == [7, 3, 1, 1, 1, 1, 1, 1, 1]
+    asked.clear()
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        embed(lambda views: small(views.repeat(3, 1, 1, 1)), pyramid, record.view_size, 1)

@@ -52,7 +52,7 @@ def assert_equal_runs(one: Path, other: Path):
         assert all(torch.equal(state[name], second["optimizer"]["state"][number][name]) for name in state)
 
 
-@pytest.mark.parametrize("steps", [1, 4, 5])  # in the first epoch, in the second, at the end of the second
+@pytest.mark.parametrize("steps", [1, 3, 5, 6])  # in the first epoch, at its end, in the second, at its end
 def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(tmp_path, tiny_backbone, steps):
     images = draw_images(10)  # batches of 4, 3, 3
     whole = train(tmp_path / "whole", images)
@@ -60,7 +60,7 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(tmp_path, tiny_ba
     with pytest.raises(Terminated, match=r"small_img_2.pth holds epoch ., step .; continue with --resume"):
         stopped.run(StopAfter(steps))
     position = torch.load(stopped.path, weights_only=True)
-    assert (position["epoch"], position["step"]) == divmod(steps, 3)
+    assert (position["epoch"], position["step"]) == ((steps - 1) // 3, (steps - 1) % 3 + 1)
     resumed = make_trainer(tmp_path / "stopped", images, resume=True)
     resumed.resume()
     resumed.run(StopAfter())
@@ -264,17 +264,41 @@ def test_a_trial_leaves_no_trace_and_the_faster_of_both_runs(tmp_path, tiny_back
     assert_equal_runs(*(tmp_path / place / "small_img_2.pth" for place in ("plain", "trial")))
 
 
-def test_an_encoder_that_cannot_be_compiled_runs_as_it_is(tmp_path, tiny_backbone, monkeypatch):
-    def fail(*_):
+class FailsBackwards(torch.autograd.Function):
+    @staticmethod
+    def forward(context, views):
+        return views.clone()
+
+    @staticmethod
+    def backward(context, gradient):
         raise RuntimeError("no C++ compiler found. Install one")
 
+
+def fails_backwards(function, dynamic):
+    """A compiled function that runs forwards: backward passes are compiled when they are first needed."""
+    return lambda views: FailsBackwards.apply(function(views))
+
+
+def test_an_encoder_that_cannot_be_compiled_runs_as_it_is(tmp_path, tiny_backbone, monkeypatch):
     images = draw_images(8)
     train(tmp_path / "plain", images)
-    monkeypatch.setattr(torch, "compile", lambda function, dynamic: fail)
+    monkeypatch.setattr(torch, "compile", fails_backwards)
     assert notes_of(make_trainer(tmp_path / "fails", images, compile="on")) == [
         "the encoder runs as it is: it could not be compiled (no C++ compiler found)"
     ]
     assert_equal_runs(*(tmp_path / place / "small_img_2.pth" for place in ("plain", "fails")))
+
+
+@pytest.mark.parametrize(("stopped_after", "notes"), [(3, 1), (6, 0)])
+def test_a_run_that_was_stopped_at_the_end_of_an_epoch_resumes_with_a_trial(tmp_path, tiny_backbone, monkeypatch, stopped_after, notes):
+    monkeypatch.setattr(torch, "compile", lambda function, dynamic: function)
+    images = draw_images(10)
+    with pytest.raises(Terminated):
+        make_trainer(tmp_path, images).run(StopAfter(stopped_after))
+    resumed = make_trainer(tmp_path, images, compile="on")
+    resumed.resume()
+    assert len(notes_of(resumed)) == notes  # none where no step is left
+    assert [row["epoch"] for row in resumed.history] == [1, 2]
 
 
 def test_short_runs_and_runs_on_a_cpu_are_not_compiled_unasked(tmp_path, tiny_backbone, monkeypatch):

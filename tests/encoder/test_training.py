@@ -32,7 +32,7 @@ def test_rgb_jitter_of_other_than_three_bands_is_refused(tmp_path, ledger, views
 
 def test_too_many_parts_are_refused():
     with pytest.raises(
-        InputError, match=r"2 processes with --accumulate 3 cannot share batches of 5 patches .*; start at most 1 processes"
+        InputError, match=r"--accumulate 3 cannot divide batches of 5 patches .* on 2 process\(es\) .*; lower it to at most 2"
     ):
         training.check_processes(10, 5, 2, 3)
-    training.check_processes(12, 6, 2, 3)
+    training.check_processes(10, 5, 2, 2)

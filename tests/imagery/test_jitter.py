@@ -27,7 +27,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def jitter_rgb(values, highest, config, random):
-    return jitter.jitter_rgb(values, highest, draw_jitter(*values.shape[:2], config, random))
+    return jitter.jitter_rgb(values, highest[:, None, None], draw_jitter(*values.shape[:2], config, random))
 
 
 def jitter_bands(values, config, random):

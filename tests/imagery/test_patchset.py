@@ -257,3 +257,10 @@ def test_patches_that_are_not_what_the_manifest_says_are_refused(write_patches):
         load_patches(str(folder), [], quiet())
     manifest.assign(width=[4, 5]).to_csv(folder / "manifest.csv", index=False)
     assert load_patches(str(folder), [], quiet()).width.tolist() == [4, 5]
+
+
+def test_what_single_precision_cannot_hold_is_missing(write_patches):
+    image = np.ones((2, 3, 4))
+    image[0, 1, 2] = 1e300
+    valid = load_patches(str(write_patches({"01": image})), [], quiet()).valid.reshape(3, 4)
+    assert not valid[1, 2] and valid.sum() == 11

@@ -1,3 +1,5 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -61,6 +63,7 @@ def test_levels_in_files_hold_what_levels_in_memory_do_and_leave_no_file_behind(
     assert len(files.values) == 4
     for name in ("values", "valid_share"):
         assert all(torch.equal(one, two) for one, two in zip(getattr(memory, name), getattr(files, name), strict=True))
+    assert torch.equal(files.valid_pixel, memory.valid_pixel)
     assert files.num_bytes == memory.num_bytes == sum(part.nbytes for part in (*memory.values, *memory.valid_share))
 
 
@@ -71,3 +74,13 @@ def test_values_of_every_type_are_held_exactly(dtype):
     held = as_tensor(values)
     assert np.array_equal(held.numpy().astype(dtype), values)
     assert np.array_equal(as_float(held, dtype == "uint16").numpy(), values.astype("float32"))
+
+
+def test_nothing_as_long_as_the_pixels_is_made_beside_the_allocator(tmp_path):
+    patches = as_patch_set([np.ones((100, 100, 1), "uint8")] * 400)
+    tracemalloc.start()
+    pyramid = build_pyramid(patches, patches.normalisation, 64, allocator("disk", tmp_path))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(pyramid.valid_pixel) == 400 * 100**2
+    assert peak < 400 * 100**2  # less than a byte per pixel

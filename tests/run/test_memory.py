@@ -1,8 +1,11 @@
+import os
+
 import numpy as np
 import pytest
 import torch
 
 from imagery2flow.run import memory
+from imagery2flow.run.errors import InputError
 from imagery2flow.run.memory import allocator, fits_device, free_memory
 
 CPU = torch.device("cpu")
@@ -43,3 +46,21 @@ def test_pixels_stay_on_a_device_where_they_fit(monkeypatch, placement, num_byte
     monkeypatch.setattr(memory, "free_memory", lambda device: 1000)
     assert fits_device(num_bytes, placement, torch.device("cuda")) == fits
     assert fits_device(num_bytes, placement, CPU)
+
+
+def test_processes_of_one_machine_share_its_memory(monkeypatch):
+    alone = free_memory(CPU)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert free_memory(CPU) == pytest.approx(alone / 8, rel=0.2)
+
+
+def test_a_full_disk_is_said_in_one_sentence_before_anything_is_written(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(
+        InputError, match=rf"the disk of {tmp_path} has no room for 3.0 GB of pixels \(No space left on device\); make room"
+    ):
+        allocator("disk", tmp_path)((1000, 3), np.dtype("V1000000"))
+    assert list(tmp_path.iterdir()) == []
