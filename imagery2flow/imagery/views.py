@@ -1,9 +1,8 @@
 """From patches of any size to a batch of equally large views, on the device: crops for training, whole patches for embeddings.
 
 Three steps: crops and jitter are drawn on the CPU (``draw_views``), the pixels that they show are cut out where those are kept (``cut``), and resampled
-where the encoder is (``render``). Bilinear interpolation is two matrix products: each row of a view is a weighted mean of rows of the crop, each column
-of columns. A crop that is larger than the view is read from a coarser level of the pyramid, against aliasing. Missing pixels have no weight, and become 0
-after normalisation, which is the mean of the band.
+where the encoder is (``render``), bilinearly. A crop that is larger than the view is read from a coarser level of the pyramid, against aliasing. Missing
+pixels have no weight, and become 0 after normalisation, which is the mean of the band.
 
 Shapes: a batch of views is [batch, num_bands, view_size, view_size]. Each image draws its own random numbers, from an explicit generator.
 """
@@ -15,19 +14,19 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from imagery2flow.imagery.jitter import Jitter, draw_jitter, jitter_bands, jitter_rgb
 from imagery2flow.imagery.patchset import Normalisation, PatchSet
 from imagery2flow.imagery.pyramid import Pyramid, as_float
 from imagery2flow.run.config import ViewConfig
-from imagery2flow.run.device import full_precision, send
+from imagery2flow.run.device import send
 
 SMALL_VIEW, LARGE_VIEW, LARGEST_SMALL_PATCH = 64, 224, 128
 ASPECT_RATIO = 4 / 3  # crops are at most this much wider than high, or higher than wide (RandomResizedCrop's default)
-SMALLEST_TILE = 8
-# A pixel of a view that lies half on valid pixels is valid, whatever the order in which a device adds up the halves.
-HALF = 0.5 - 1e-6
+SMALLEST_TILE, COARSE_STEPS_TO = 8, 64
+# A pixel of a view that lies half on valid pixels is valid, whatever way a device rounds.
+HALF = 0.5 - 1e-4
 
 
 @dataclass(frozen=True)
@@ -213,14 +212,15 @@ def locate(crop: Tensor, flipped: Tensor, view_size: int) -> Axis:
 
 
 def tile_side(extent: Tensor) -> Tensor:
-    """Side of the tile for crops of that extent: 8, 12, 16, 24, 32, 48, ..., so that few shapes occur and little is padded."""
-    power = 2 ** torch.log2(extent.clamp(min=SMALLEST_TILE).double()).ceil().long()
-    smaller = power * 3 // 4
-    return torch.where((extent <= smaller) & (power > SMALLEST_TILE), smaller, power)
+    """Side of the tile for crops of that extent: 8, 12, 16, 24, 32, 48, 64, 80, 96, 112, 128, 160, ..., so that few shapes occur and little is padded."""
+    extent = extent.clamp(min=SMALLEST_TILE)
+    power = 2 ** torch.log2(extent.double()).ceil().long()
+    step = torch.where(power <= SMALLEST_TILE, power, torch.where(power <= COARSE_STEPS_TO, power // 4, power // 8))
+    return -(-extent // step) * step
 
 
 def render(tiles: list[Tiles], is_uint16: bool) -> tuple[Tensor, Tensor]:
-    """Resamples tiles to views, in single precision throughout.
+    """Resamples tiles to views.
 
     Returns:
         Values in the patches' units, averaged over valid pixels only [batch, num_bands, view_size, view_size], and whether a view's pixel
@@ -230,35 +230,36 @@ def render(tiles: list[Tiles], is_uint16: bool) -> tuple[Tensor, Tensor]:
     device = tiles[0].values.device
     values = torch.empty((batch, num_bands, view_size, view_size), device=device, memory_format=torch.channels_last)
     valid = torch.empty((batch, 1, view_size, view_size), dtype=torch.bool, device=device)
-    with full_precision(device):
-        for part in tiles:
-            view = send(part.view, device)
-            sums = resample(part, is_uint16)  # [n, num_bands + 2, view_size, view_size]
-            values[view] = sums[:, :-2] / sums[:, -2:-1].clamp(min=1e-6)
-            # A block with any valid pixel counts as valid, so that a narrow unit does not vanish where it is shown at a coarse level.
-            valid[view] = sums[:, -1:] >= HALF
+    for part in tiles:
+        place = send(part.view, device)
+        grid = sampling_grid(send(part.vertical, device), send(part.horizontal, device), part.values.shape[1])
+        share = part.valid_share.float()[..., None]  # [n, side, side, 1]
+        weight = resample(share, grid)
+        values[place] = resample(as_float(part.values, is_uint16) * share, grid) / weight.clamp(min=1e-6)
+        # A block with any valid pixel counts as valid, so that a narrow unit does not vanish where it is shown at a coarse level.
+        whole_pixels = part.valid_share.dtype == torch.bool  # of which all is valid, or nothing
+        valid[place] = (weight if whole_pixels else resample((share > 0).float(), grid)) >= HALF
     return values, valid
 
 
-def resample(tiles: Tiles, is_uint16: bool) -> Tensor:
-    """Bilinear weighted sums over tiles of value times valid share, of the share, and of whether any of a pixel is valid.
+def resample(tiles: Tensor, grid: Tensor) -> Tensor:
+    """Bilinear means of tiles [n, side, side, num_layers] at the places of a grid: [n, num_layers, view_size, view_size]."""
+    return nn.functional.grid_sample(tiles.permute(0, 3, 1, 2), grid, mode="bilinear", padding_mode="border", align_corners=True)
+
+
+def sampling_grid(vertical: Tensor, horizontal: Tensor, side: int) -> Tensor:
+    """Where each pixel of a view lies in its tile as ``grid_sample`` has it, across before down, -1 to 1 from the first pixel to the last.
+
+    Args:
+        vertical: Of the view's rows, in pixels from the first [n, view_size].
+        horizontal: Of its columns [n, view_size].
+        side: Pixels of a tile.
 
     Returns:
-        [n, num_bands + 2, view_size, view_size].
+        [n, view_size, view_size, 2].
     """
-    share = tiles.valid_share.float()[..., None]
-    layers = torch.cat([as_float(tiles.values, is_uint16) * share, share, (share > 0).float()], dim=-1)  # [n, side, side, num_bands + 2]
-    n, side, _, num_layers = layers.shape
-    down, right = (hat_weights(send(position, share.device), side) for position in (tiles.vertical, tiles.horizontal))
-    columns = layers.transpose(2, 3).reshape(n, side * num_layers, side) @ right.mT  # [n, side * num_layers, view_size]
-    sums = down @ columns.reshape(n, side, -1)  # [n, view_size, num_layers * view_size]
-    return sums.reshape(n, sums.shape[1], num_layers, -1).transpose(1, 2)
-
-
-def hat_weights(position: Tensor, side: int) -> Tensor:
-    """Weights of linear interpolation at positions [n, view_size] between the rows 0..side-1: 1 - distance, at least 0 [n, view_size, side]."""
-    rows = torch.arange(side, device=position.device)
-    return (1 - (position[:, :, None] - rows).abs()).clamp(min=0)
+    down, across = (2 * position / (side - 1) - 1 for position in (vertical, horizontal))
+    return torch.stack(torch.broadcast_tensors(across[:, None, :], down[:, :, None]), dim=-1)
 
 
 def choose_level(boxes: Boxes, view_size: int, num_levels: int) -> Tensor:
