@@ -6,6 +6,8 @@ from imagery2flow.imagery.patchset import Normalisation, block_moments, measure,
 
 from .helpers import as_patch_set
 
+RED_NIR = ("red", "nir")
+
 
 def test_statistics_are_those_of_valid_pixels():
     values = np.array([[1, 7], [3, 7], [99, 99]], "uint16")
