@@ -24,6 +24,12 @@ PAIRS_PER_BLOCK = 200_000
 LAW_TREES, LAW_LEAVES = 300, 12
 
 
+def as_slice(places: np.ndarray) -> np.ndarray | slice:
+    """Rising positions as a slice where none is left out between them: numpy writes to that several times faster."""
+    together = len(places) > 0 and places[-1] - places[0] + 1 == len(places)
+    return slice(places[0], places[-1] + 1) if together else places
+
+
 @dataclass(frozen=True)
 class PairInputs:
     """What the trees know of units.
@@ -56,14 +62,13 @@ class PairInputs:
         dim = self.unit.shape[1]
         wanted = np.arange(self.num_columns) if chosen is None else chosen
         table = np.empty((len(pairs), len(wanted)), dtype=np.float32)
-        for place, column in enumerate(wanted):
-            if column < 2 * dim:
-                end = pairs.origin if column < dim else pairs.destination
-                table[:, place] = self.unit[end, column % dim]
-            elif column == 2 * dim:
-                table[:, place] = distance
-            else:
-                table[:, place] = self.potential_column(column - 2 * dim - 1, pairs)
+        # All columns of an end at once: one by one, every line of memory would be written as often as there are columns.
+        for end, first in ((pairs.origin, 0), (pairs.destination, dim)):
+            places = np.flatnonzero((wanted >= first) & (wanted < first + dim))
+            table[:, as_slice(places)] = self.unit[:, wanted[places] - first][end]
+        for place in np.flatnonzero(wanted >= 2 * dim):
+            number = wanted[place] - 2 * dim - 1
+            table[:, place] = distance if number < 0 else self.potential_column(number, pairs)
         return table
 
     def potential_column(self, number: int, pairs: FlowTable) -> np.ndarray:
