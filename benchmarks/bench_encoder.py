@@ -11,7 +11,7 @@ VIEW_PX = 64
 DIM = 128  # of projected views
 OF_CONSTANT_BATCH, OF_BARE_MODEL, OF_BARE_FORWARD = (Target(share, "%", at_least=True) for share in (95, 90, 95))
 NT_XENT_MEMORY = Target(3000, "MB")
-BATCHES = {"resnet18": 128, "resnet50": 64, "vit_l_16": 8}  # patches, of which a step sees two views each
+BATCHES = {"resnet18": 128, "resnet50": 64, "vit_l_16": 16}  # patches, of which a step sees two views each
 
 NT_XENT_PREPARE = """
 import torch

@@ -8,8 +8,8 @@ import json
 import math
 import os
 import platform
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
@@ -201,22 +201,29 @@ def deepest_existing(path: Path) -> Path:
 
 @contextmanager
 def filling(folder: Path, last: str) -> Iterator[Path]:
-    """Yields a temporary folder; on success its files move into ``folder``, on failure nothing is left of them.
+    """Yields a temporary folder; on success it becomes ``folder``, or its files move into the one that is there; on failure nothing is left of them.
 
     The file ``last``, which tells what the folder holds, moves last: it never speaks of files that are not there yet.
     """
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=deepest_existing(folder)))
+    # Not tempfile.mkdtemp, whose folders only their owner may read.
+    temporary = deepest_existing(folder) / f".{folder.name}.{secrets.token_hex(4)}"
+    temporary.mkdir()
     try:
         yield temporary
-        folder.mkdir(parents=True, exist_ok=True)
+        for half in temporary.glob(".*"):  # of a killed process; see replacing
+            half.unlink()
+        if not folder.exists():
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            temporary.replace(folder)
+            return
         for path in sorted(temporary.iterdir(), key=lambda path: path.name == last):
-            if not path.name.startswith("."):  # half a file of a killed process; see replacing
-                path.replace(folder / path.name)
+            path.replace(folder / path.name)
     finally:
-        # Renamed before it is emptied: a worker of another machine that is cut off may still write, and could fill it again meanwhile.
-        abandoned = temporary.with_name(f"{temporary.name}.abandoned")
-        temporary.replace(abandoned)
-        shutil.rmtree(abandoned, ignore_errors=True)
+        if temporary.exists():
+            # Renamed before it is emptied: a worker of another machine that is cut off may still write, and could fill it again meanwhile.
+            abandoned = temporary.with_name(f"{temporary.name}.abandoned")
+            temporary.replace(abandoned)
+            shutil.rmtree(abandoned, ignore_errors=True)
 
 
 def write_table(path: Path, table: pd.DataFrame, index: bool = False) -> None:

@@ -210,8 +210,10 @@ def test_a_crash_leaves_the_folder_of_an_earlier_run_as_it_was(tmp_path, write_s
 def test_the_manifest_is_the_last_file_that_is_put_in_place(tmp_path, write_scene, write_units, monkeypatch):
     moved = []
     replace = Path.replace
+    scene, units = write_scene(noise(1, 40, 40)), write_units(irregular_shapes())
+    cut(tmp_path, scene, units)
     monkeypatch.setattr(Path, "replace", lambda path, target: moved.append(target.name) or replace(path, target))
-    folder, _, _ = cut(tmp_path, write_scene(noise(1, 40, 40)), write_units(irregular_shapes()))
+    folder, _, _ = cut(tmp_path, scene, units)  # into the folder that is there
     assert len(list(folder.iterdir())) == 14
     assert [name for name in moved if not name.startswith(".")][-1] == "manifest.csv"  # then the temporary folder goes
 

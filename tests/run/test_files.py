@@ -249,6 +249,7 @@ def test_json_holds_no_number_that_strict_readers_refuse(tmp_path):
 def test_a_folder_is_filled_without_the_half_files_of_killed_processes_and_its_last_file_comes_last(tmp_path, monkeypatch):
     moved = []
     replace = Path.replace
+    (tmp_path / "out").mkdir()
     with filling(tmp_path / "out", last="a.csv") as temporary:
         for name in ("a.csv", "b.tif", ".c.tif.machine.1.tif"):
             (temporary / name).touch()
@@ -256,6 +257,16 @@ def test_a_folder_is_filled_without_the_half_files_of_killed_processes_and_its_l
     assert names(tmp_path / "out") == ["a.csv", "b.tif"]
     assert moved[:2] == ["b.tif", "a.csv"]
     assert names(tmp_path) == ["out"]
+
+
+def test_a_folder_that_is_not_there_yet_comes_at_once_with_everything_in_it_and_everybody_may_read_it(tmp_path):
+    with filling(tmp_path / "deep" / "out", last="a.csv") as temporary:
+        for name in ("a.csv", "b.tif", ".c.tif.machine.1.tif"):
+            (temporary / name).touch()
+        assert not (tmp_path / "deep").exists()
+    assert names(tmp_path / "deep" / "out") == ["a.csv", "b.tif"]
+    assert names(tmp_path) == ["deep"]
+    assert (tmp_path / "deep" / "out").stat().st_mode == tmp_path.joinpath("deep").stat().st_mode
 
 
 def test_who_still_writes_does_not_bring_an_abandoned_folder_back(tmp_path, monkeypatch):
