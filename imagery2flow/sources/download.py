@@ -1,0 +1,225 @@
+"""Fetches files over HTTP: once, whole and checked.
+
+A file lies in the cache under its name, beside it ``<name>.json`` with its address, size and sha256; it is used again if its content still has that hash.
+Half a file stays as ``<name>.part`` and is continued, if the server still has the same (``If-Range``). What may pass (a busy or silent server, a broken connection)
+is tried again with growing pauses; what will not (an address that does not exist, a wrong checksum, a full disk) ends in one sentence.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from tqdm import tqdm
+
+from imagery2flow.run.errors import InputError, first_sentence
+from imagery2flow.run.files import sha256, write_json
+from imagery2flow.run.stage import Ledger
+
+if TYPE_CHECKING:
+    import requests
+
+ATTEMPTS = 6
+FIRST_PAUSE_S = 1.0
+CONNECT_TIMEOUT_S, SILENCE_TIMEOUT_S = 10.0, 60.0
+BLOCK_BYTES = 1 << 20
+PASSING_STATUS = {408, 425, 429, 500, 502, 503, 504}
+STATUS_PARTIAL, STATUS_RANGE_REFUSED = 206, 416
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A file on a server.
+
+    Attributes:
+        what: What it holds, for messages and the plan.
+        url: Address.
+        sha256: What its content must hash to; None where nobody publishes it.
+        name: Name in the cache; default the last part of the address.
+    """
+
+    what: str
+    url: str
+    sha256: str | None = None
+    name: str | None = None
+
+    @property
+    def file_name(self) -> str:
+        """Name in the cache: that of the file, and a hash of the address, since servers give one name to many files."""
+        name = self.name or urlsplit(self.url).path.rsplit("/", 1)[-1] or "index"
+        return f"{hashlib.sha256(self.url.encode()).hexdigest()[:8]}_{name}"
+
+
+class PassingError(Exception):
+    """Something went wrong that may not go wrong again."""
+
+
+class Downloader:
+    """Fetches into one cache folder.
+
+    Args:
+        cache: Folder; made when the first file comes.
+        ledger: Takes every file as an input, and what had to be tried again.
+    """
+
+    def __init__(self, cache: Path, ledger: Ledger) -> None:
+        try:
+            import requests
+        except ImportError as error:
+            raise InputError('acquiring data needs the package requests; install it with: pip install "imagery2flow[acquire]"') from error
+        self.cache, self.ledger, self.session = cache, ledger, requests.Session()
+
+    def path_of(self, remote: Remote) -> Path:
+        """Where the file lies once it is fetched."""
+        return self.cache / remote.file_name
+
+    def is_fetched(self, remote: Remote) -> bool:
+        """Whether the cache holds the file, unharmed."""
+        path, record = self.path_of(remote), self.path_of(remote).with_name(remote.file_name + ".json")
+        if not path.is_file() or not record.is_file():
+            return False
+        stored: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
+        if remote.sha256 is not None and stored["sha256"] != remote.sha256:
+            return False  # another edition
+        return sha256(path) == stored["sha256"]
+
+    def size_bytes(self, remote: Remote) -> int | None:
+        """Size that the server states, without fetching; None where it does not.
+
+        Raises:
+            InputError: The server has no such file, or does not answer.
+        """
+
+        def ask() -> int | None:
+            with self.request("HEAD", remote, {}) as response:
+                length = response.headers.get("Content-Length")
+                return int(length) if length and "Content-Encoding" not in response.headers else None
+
+        return self.insist(remote, ask)
+
+    def fetch(self, remote: Remote) -> Path:
+        """Returns the path of the file, fetched unless the cache holds it.
+
+        Raises:
+            InputError: The server has no such file or keeps failing, the content is not what it should be, or the disk is full.
+        """
+        path = self.path_of(remote)
+        if not self.is_fetched(remote):
+            self.cache.mkdir(parents=True, exist_ok=True)
+            self.insist(remote, lambda: self.fetch_rest(remote))
+            found = sha256(self.part_of(remote))
+            if remote.sha256 is not None and found != remote.sha256:
+                self.part_of(remote).unlink()
+                raise InputError(
+                    f"{remote.what} from {remote.url} has the sha256 {found[:12]}... where {remote.sha256[:12]}... is published; try again later, "
+                    "or name a mirror with --addresses"
+                )
+            record = {"url": remote.url, "sha256": found, "bytes": self.part_of(remote).stat().st_size, "what": remote.what}
+            self.part_of(remote).replace(path)
+            write_json(path.with_name(path.name + ".json"), record)
+            self.validator_of(remote).unlink(missing_ok=True)
+        self.ledger.reads(path)
+        return path
+
+    def part_of(self, remote: Remote) -> Path:
+        """Half a file."""
+        return self.cache / f"{remote.file_name}.part"
+
+    def validator_of(self, remote: Remote) -> Path:
+        """What the server called the edition that half a file is of."""
+        return self.cache / f"{remote.file_name}.edition"
+
+    def fetch_rest(self, remote: Remote) -> None:
+        """Appends to half a file what is missing, or begins anew.
+
+        Raises:
+            PassingError: The connection broke or the body was shorter than stated.
+            InputError: The server has no such file, or the disk is full.
+        """
+        part, edition = self.part_of(remote), self.validator_of(remote)
+        begun = part.stat().st_size if part.is_file() and edition.is_file() else 0
+        headers = {"Accept-Encoding": "identity"}
+        if begun:
+            headers |= {"Range": f"bytes={begun}-", "If-Range": edition.read_text(encoding="utf-8")}
+        with self.request("GET", remote, headers) as response:
+            if response.status_code == STATUS_RANGE_REFUSED:
+                part.unlink()
+                raise PassingError("the server no longer has the rest of the file")
+            begun = begun if response.status_code == STATUS_PARTIAL else 0
+            validator = response.headers.get("ETag") or response.headers.get("Last-Modified")
+            try:
+                if validator and not validator.startswith("W/"):  # a weak one does not promise equal bytes
+                    edition.write_text(validator, encoding="utf-8")
+                else:
+                    edition.unlink(missing_ok=True)
+                self.write_body(remote, response, part, begun)
+            except OSError as error:
+                if error.errno == errno.ENOSPC:
+                    raise InputError(
+                        f"the disk of {self.cache} is full while {remote.what} is fetched; make room and run the same command, which continues"
+                    ) from error
+                raise
+
+    def write_body(self, remote: Remote, response: requests.Response, part: Path, begun: int) -> None:
+        """Writes a body behind what is there already."""
+        length = response.headers.get("Content-Length")
+        total = begun + int(length) if length else None
+        with (
+            part.open("ab" if begun else "wb") as stream,
+            tqdm(desc=remote.what, total=total, initial=begun, unit="B", unit_scale=True, disable=None) as bar,
+        ):
+            for block in response.iter_content(BLOCK_BYTES):
+                stream.write(block)
+                bar.update(len(block))
+        if total is not None and part.stat().st_size != total:
+            raise PassingError(f"{part.stat().st_size:,} of {total:,} bytes came")
+
+    def request(self, method: str, remote: Remote, headers: dict[str, str]) -> requests.Response:
+        """Asks once.
+
+        Raises:
+            PassingError: No answer, or one that may change.
+            InputError: An answer that will not change.
+        """
+        import requests
+
+        try:
+            response = self.session.request(
+                method, remote.url, headers=headers, stream=True, allow_redirects=True, timeout=(CONNECT_TIMEOUT_S, SILENCE_TIMEOUT_S)
+            )
+        except requests.RequestException as error:
+            raise PassingError(first_sentence(error)) from error
+        if response.status_code in PASSING_STATUS:
+            raise PassingError(f"status {response.status_code}")
+        if response.status_code >= 400 and response.status_code != STATUS_RANGE_REFUSED:
+            raise InputError(
+                f"{remote.what} is not at {remote.url} (status {response.status_code}); check year and place, or name another address with --addresses"
+            )
+        return response
+
+    def insist(self, remote: Remote, work: Any) -> Any:
+        """Tries again, with pauses, while what goes wrong may pass.
+
+        Raises:
+            InputError: It did not pass.
+        """
+        import requests
+
+        problem = ""
+        for attempt in range(ATTEMPTS):
+            if attempt:
+                self.ledger.note(f"{remote.what}: {problem}; tries again ({attempt + 1} of {ATTEMPTS})")
+                time.sleep(FIRST_PAUSE_S * 2 ** (attempt - 1))
+            try:
+                return work()
+            except (PassingError, requests.RequestException) as error:
+                problem = first_sentence(error)
+        raise InputError(
+            f"{remote.what} cannot be fetched from {remote.url} ({problem}, {ATTEMPTS} times); run the same command later, which continues what has come"
+        )
