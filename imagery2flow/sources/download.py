@@ -11,15 +11,16 @@ import errno
 import hashlib
 import json
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
 from imagery2flow.run.errors import InputError, first_sentence
-from imagery2flow.run.files import sha256, write_json
+from imagery2flow.run.files import check_output_folder, sha256, write_json
 from imagery2flow.run.stage import Ledger
 
 if TYPE_CHECKING:
@@ -31,6 +32,10 @@ CONNECT_TIMEOUT_S, SILENCE_TIMEOUT_S = 10.0, 60.0
 BLOCK_BYTES = 1 << 20
 PASSING_STATUS = {408, 425, 429, 500, 502, 503, 504}
 STATUS_PARTIAL, STATUS_RANGE_REFUSED = 206, 416
+STATUS_NO_HEAD = {405, 501}
+FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
@@ -84,10 +89,17 @@ class Downloader:
         path, record = self.path_of(remote), self.path_of(remote).with_name(remote.file_name + ".json")
         if not path.is_file() or not record.is_file():
             return False
-        stored: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
-        if remote.sha256 is not None and stored["sha256"] != remote.sha256:
+        try:
+            stored = json.loads(record.read_text(encoding="utf-8"))["sha256"]
+        except (ValueError, TypeError, KeyError):
+            return False  # a damaged record
+        if remote.sha256 is not None and stored != remote.sha256:
             return False  # another edition
-        return sha256(path) == stored["sha256"]
+        return sha256(path) == stored
+
+    def forget(self, remote: Remote) -> None:
+        """Removes a file from the cache, so that it is fetched again: an edition that may have changed, or content that is no data."""
+        self.path_of(remote).unlink(missing_ok=True)
 
     def size_bytes(self, remote: Remote) -> int | None:
         """Size that the server states, without fetching; None where it does not.
@@ -99,7 +111,7 @@ class Downloader:
         def ask() -> int | None:
             with self.request("HEAD", remote, {}) as response:
                 length = response.headers.get("Content-Length")
-                return int(length) if length and "Content-Encoding" not in response.headers else None
+                return int(length) if length and response.status_code not in STATUS_NO_HEAD else None
 
         return self.insist(remote, ask)
 
@@ -111,27 +123,48 @@ class Downloader:
         """
         path = self.path_of(remote)
         if not self.is_fetched(remote):
-            self.cache.mkdir(parents=True, exist_ok=True)
+            self.make_cache()
             self.insist(remote, lambda: self.fetch_rest(remote))
-            found = sha256(self.part_of(remote))
-            if remote.sha256 is not None and found != remote.sha256:
-                self.part_of(remote).unlink()
-                raise InputError(
-                    f"{remote.what} from {remote.url} has the sha256 {found[:12]}... where {remote.sha256[:12]}... is published; try again later, "
-                    "or name a mirror with --addresses"
-                )
-            record = {"url": remote.url, "sha256": found, "bytes": self.part_of(remote).stat().st_size, "what": remote.what}
-            self.part_of(remote).replace(path)
-            write_json(path.with_name(path.name + ".json"), record)
-            self.validator_of(remote).unlink(missing_ok=True)
+            self.accept(remote)
         self.ledger.reads(path)
         return path
+
+    def make_cache(self) -> None:
+        """Makes the cache folder.
+
+        Raises:
+            InputError: It cannot be made.
+        """
+        check_output_folder(self.cache, "--cache")
+        self.cache.mkdir(parents=True, exist_ok=True)
+
+    def accept(self, remote: Remote) -> None:
+        """Takes a whole file into the cache, if it is what it should be.
+
+        Raises:
+            InputError: Its hash is not the published one; the file is removed.
+        """
+        path, part = self.path_of(remote), self.part_of(remote)
+        found = sha256(part)
+        self.edition_of(remote).unlink(missing_ok=True)
+        if remote.sha256 is not None and found != remote.sha256:
+            part.unlink()
+            raise InputError(
+                f"{remote.what} from {remote.url} has the sha256 {found[:12]}... where {remote.sha256[:12]}... is published; try again later, "
+                "or name a mirror with --addresses"
+            )
+        # A file without a record is not trusted, so that a process may be killed between the two.
+        path.with_name(path.name + ".json").unlink(missing_ok=True)
+        part.replace(path)
+        write_json(
+            path.with_name(path.name + ".json"), {"url": remote.url, "sha256": found, "bytes": path.stat().st_size, "what": remote.what}
+        )
 
     def part_of(self, remote: Remote) -> Path:
         """Half a file."""
         return self.cache / f"{remote.file_name}.part"
 
-    def validator_of(self, remote: Remote) -> Path:
+    def edition_of(self, remote: Remote) -> Path:
         """What the server called the edition that half a file is of."""
         return self.cache / f"{remote.file_name}.edition"
 
@@ -142,43 +175,40 @@ class Downloader:
             PassingError: The connection broke or the body was shorter than stated.
             InputError: The server has no such file, or the disk is full.
         """
-        part, edition = self.part_of(remote), self.validator_of(remote)
+        part, edition = self.part_of(remote), self.edition_of(remote)
         begun = part.stat().st_size if part.is_file() and edition.is_file() else 0
         headers = {"Accept-Encoding": "identity"}
         if begun:
             headers |= {"Range": f"bytes={begun}-", "If-Range": edition.read_text(encoding="utf-8")}
         with self.request("GET", remote, headers) as response:
-            if response.status_code == STATUS_RANGE_REFUSED:
-                part.unlink()
+            continues = response.headers.get("Content-Range", "").startswith(f"bytes {begun}-")
+            if response.status_code == STATUS_RANGE_REFUSED or (response.status_code == STATUS_PARTIAL and not continues):
+                part.unlink(missing_ok=True)
                 raise PassingError("the server no longer has the rest of the file")
-            begun = begun if response.status_code == STATUS_PARTIAL else 0
-            validator = response.headers.get("ETag") or response.headers.get("Last-Modified")
             try:
-                if validator and not validator.startswith("W/"):  # a weak one does not promise equal bytes
-                    edition.write_text(validator, encoding="utf-8")
-                else:
-                    edition.unlink(missing_ok=True)
-                self.write_body(remote, response, part, begun)
+                if response.status_code != STATUS_PARTIAL:
+                    begun = 0
+                    part.unlink(missing_ok=True)  # before the edition is named: it is not half of this one
+                    self.note_edition(remote, response)
+                write_body(remote, response, part, begun)
             except OSError as error:
-                if error.errno == errno.ENOSPC:
-                    raise InputError(
-                        f"the disk of {self.cache} is full while {remote.what} is fetched; make room and run the same command, which continues"
-                    ) from error
-                raise
+                raise self.explain_write(remote, error) from error
 
-    def write_body(self, remote: Remote, response: requests.Response, part: Path, begun: int) -> None:
-        """Writes a body behind what is there already."""
-        length = response.headers.get("Content-Length")
-        total = begun + int(length) if length else None
-        with (
-            part.open("ab" if begun else "wb") as stream,
-            tqdm(desc=remote.what, total=total, initial=begun, unit="B", unit_scale=True, disable=None) as bar,
-        ):
-            for block in response.iter_content(BLOCK_BYTES):
-                stream.write(block)
-                bar.update(len(block))
-        if total is not None and part.stat().st_size != total:
-            raise PassingError(f"{part.stat().st_size:,} of {total:,} bytes came")
+    def note_edition(self, remote: Remote, response: requests.Response) -> None:
+        """Keeps what the server calls the content, if it promises that equal names mean equal bytes."""
+        validator = response.headers.get("ETag") or response.headers.get("Last-Modified")
+        if validator and not validator.startswith("W/"):
+            self.edition_of(remote).write_text(validator, encoding="utf-8")
+        else:
+            self.edition_of(remote).unlink(missing_ok=True)
+
+    def explain_write(self, remote: Remote, error: OSError) -> InputError:
+        """The sentence for a cache folder that takes no more."""
+        if error.errno in FULL_DISK:
+            return InputError(
+                f"the disk of --cache {self.cache} is full while {remote.what} is fetched; make room and run the same command, which continues"
+            )
+        return InputError(f"--cache {self.cache} cannot be written to ({first_sentence(error)}); name another folder")
 
     def request(self, method: str, remote: Remote, headers: dict[str, str]) -> requests.Response:
         """Asks once.
@@ -193,24 +223,28 @@ class Downloader:
             response = self.session.request(
                 method, remote.url, headers=headers, stream=True, allow_redirects=True, timeout=(CONNECT_TIMEOUT_S, SILENCE_TIMEOUT_S)
             )
-        except requests.RequestException as error:
-            raise PassingError(first_sentence(error)) from error
-        if response.status_code in PASSING_STATUS:
-            raise PassingError(f"status {response.status_code}")
-        if response.status_code >= 400 and response.status_code != STATUS_RANGE_REFUSED:
+        except (requests.exceptions.MissingSchema, requests.exceptions.InvalidSchema, requests.exceptions.InvalidURL) as error:
             raise InputError(
-                f"{remote.what} is not at {remote.url} (status {response.status_code}); check year and place, or name another address with --addresses"
-            )
-        return response
+                f"{remote.what} has the address {remote.url}, which is none ({first_sentence(error)}); mend --addresses"
+            ) from error
+        except requests.RequestException as error:
+            raise PassingError(reason(error)) from error
+        status = response.status_code
+        if status < 400 or status == STATUS_RANGE_REFUSED or (method == "HEAD" and status in STATUS_NO_HEAD):
+            return response
+        response.close()
+        if status in PASSING_STATUS:
+            raise PassingError(f"status {status}")
+        raise InputError(
+            f"{remote.what} is not at {remote.url} (status {status}); check year and place, or name another address with --addresses"
+        )
 
-    def insist(self, remote: Remote, work: Any) -> Any:
+    def insist(self, remote: Remote, work: Callable[[], Answer]) -> Answer:
         """Tries again, with pauses, while what goes wrong may pass.
 
         Raises:
             InputError: It did not pass.
         """
-        import requests
-
         problem = ""
         for attempt in range(ATTEMPTS):
             if attempt:
@@ -218,8 +252,49 @@ class Downloader:
                 time.sleep(FIRST_PAUSE_S * 2 ** (attempt - 1))
             try:
                 return work()
-            except (PassingError, requests.RequestException) as error:
-                problem = first_sentence(error)
+            except PassingError as error:
+                problem = str(error)
         raise InputError(
             f"{remote.what} cannot be fetched from {remote.url} ({problem}, {ATTEMPTS} times); run the same command later, which continues what has come"
         )
+
+
+def write_body(remote: Remote, response: requests.Response, part: Path, begun: int) -> None:
+    """Writes a body behind the ``begun`` bytes that are there already.
+
+    Raises:
+        PassingError: The connection broke, or the body was shorter than stated.
+        OSError: The disk takes no more.
+    """
+    length = response.headers.get("Content-Length")
+    total = begun + int(length) if length else None
+    with (
+        part.open("ab" if begun else "wb") as stream,
+        tqdm(desc=remote.what, total=total, initial=begun, unit="B", unit_scale=True, disable=None) as bar,
+    ):
+        for block in blocks_of(response):
+            stream.write(block)
+            bar.update(len(block))
+    if total is not None and part.stat().st_size != total:
+        raise PassingError(f"{part.stat().st_size:,} of {total:,} bytes came")
+
+
+def blocks_of(response: requests.Response) -> Iterator[bytes]:
+    """The body as it is sent: a file that ends in .gz stays packed, whatever the server calls it.
+
+    Raises:
+        PassingError: The connection broke or fell silent.
+    """
+    from urllib3.exceptions import HTTPError
+
+    try:
+        yield from response.raw.stream(BLOCK_BYTES, decode_content=False)
+    except HTTPError as error:
+        raise PassingError(reason(error)) from error
+
+
+def reason(error: Exception) -> str:
+    """What went wrong on the way, without the objects that libraries print: the innermost message."""
+    while isinstance(error.__context__, Exception):
+        error = error.__context__
+    return first_sentence(error)
