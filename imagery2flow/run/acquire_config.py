@@ -52,9 +52,11 @@ class AcquireConfig:
         known = bool(self.what) and set(self.what) <= set(KINDS)
         require(known, "what", " ".join(self.what) or "(none)", f"some of {', '.join(KINDS)}")
         places = [name for name in ("state_county", "cbsa", "units") if getattr(self, name)]
-        require(
-            len(places) < 2, places[-1] if places else "units", "", f"left out beside --{places[0]}: name the place once" if places else ""
-        )
+        for name in places[1:]:
+            value = getattr(self, name)
+            require(
+                False, name, value if isinstance(value, str) else " ".join(value), f"left out beside --{places[0]}: name the place once"
+            )
         require(FIRST_VINTAGE <= self.vintage <= LAST_VINTAGE, "vintage", self.vintage, f"{FIRST_VINTAGE} to {LAST_VINTAGE}")
         first, last = LODES_YEARS[self.lodes_version]
         available = "flows" not in self.what or first <= self.year <= last
