@@ -159,7 +159,7 @@ def print_plan(parts: Sequence[tuple[str, list[Remote]]], downloader: Downloader
                 except InputError as error:
                     state = "absent"
                     problems.append(str(error))
-            print(f"  {state:6} {'size unknown' if size is None else f'{size / 1e6:9.1f} MB':>12}  {remote.what}  {remote.url}")
+            print(f"  {state:6} {'size unknown' if size is None else f'{size / 1e6:9.1f} MB':>12}  {remote.what}  {remote.address}")
     print(f"to fetch: {total / 1e6:.1f} MB" + (f" and {unknown} files of unknown size" if unknown else ""))
     if problems:
         raise InputError(f"{len(problems)} files cannot be had; the first: {problems[0]}")

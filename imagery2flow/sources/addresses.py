@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+import string
+
 from imagery2flow.run.errors import InputError
 from imagery2flow.run.files import existing_file
 
@@ -26,7 +28,7 @@ def read_addresses(path: str | None) -> dict[str, str]:
     """The table, with what a YAML file replaces.
 
     Raises:
-        InputError: The file is absent, no mapping of names to addresses, or names an address that there is not.
+        InputError: The file is absent, no mapping of names to addresses, or names an address or a part of one that there is not.
     """
     if path is None:
         return dict(ADDRESSES)
@@ -41,4 +43,16 @@ def read_addresses(path: str | None) -> dict[str, str]:
     unknown = sorted(set(given) - set(ADDRESSES))
     if unknown:
         raise InputError(f"--addresses {path} names {', '.join(map(str, unknown))}; there are {', '.join(ADDRESSES)}")
+    for name, address in given.items():
+        if not places_of(address) <= places_of(ADDRESSES[name]):
+            parts = ", ".join(f"{{{part}}}" for part in sorted(places_of(ADDRESSES[name]))) or "nothing"
+            raise InputError(f"--addresses {path} gives {name} the address {address}; what is filled in there is {parts}")
     return ADDRESSES | given
+
+
+def places_of(address: str) -> set[str]:
+    """Names in braces; a brace that is never closed is a name that there is not."""
+    try:
+        return {name for _, name, _, _ in string.Formatter().parse(address) if name is not None}
+    except ValueError:
+        return {address}

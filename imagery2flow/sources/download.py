@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -60,6 +61,11 @@ class Remote:
         name = self.name or urlsplit(self.url).path.rsplit("/", 1)[-1] or "index"
         return f"{hashlib.sha256(self.url.encode()).hexdigest()[:8]}_{name}"
 
+    @property
+    def address(self) -> str:
+        """The address as it may be printed and kept: without the user's key."""
+        return re.sub(r"([?&]key=)[^&]+", r"\1...", self.url)
+
 
 class PassingError(Exception):
     """Something went wrong that may not go wrong again."""
@@ -79,6 +85,7 @@ class Downloader:
         except ImportError as error:
             raise InputError('acquiring data needs the package requests; install it with: pip install "imagery2flow[acquire]"') from error
         self.cache, self.ledger, self.session = cache, ledger, requests.Session()
+        self.session.headers["Accept-Encoding"] = "identity"  # sizes are those of the files
 
     def path_of(self, remote: Remote) -> Path:
         """Where the file lies once it is fetched."""
@@ -121,12 +128,15 @@ class Downloader:
         Raises:
             InputError: The server has no such file or keeps failing, the content is not what it should be, or the disk is full.
         """
-        path = self.path_of(remote)
-        if not self.is_fetched(remote):
+        path, is_cached = self.path_of(remote), self.is_fetched(remote)
+        if not is_cached:
             self.make_cache()
             self.insist(remote, lambda: self.fetch_rest(remote))
             self.accept(remote)
         self.ledger.reads(path)
+        self.ledger.note(
+            f"{remote.what}: {path.stat().st_size:,} bytes {'in the cache' if is_cached else 'fetched'}, from {remote.address}"
+        )
         return path
 
     def make_cache(self) -> None:
@@ -150,14 +160,14 @@ class Downloader:
         if remote.sha256 is not None and found != remote.sha256:
             part.unlink()
             raise InputError(
-                f"{remote.what} from {remote.url} has the sha256 {found[:12]}... where {remote.sha256[:12]}... is published; try again later, "
+                f"{remote.what} from {remote.address} has the sha256 {found[:12]}... where {remote.sha256[:12]}... is published; try again later, "
                 "or name a mirror with --addresses"
             )
         # A file without a record is not trusted, so that a process may be killed between the two.
         path.with_name(path.name + ".json").unlink(missing_ok=True)
         part.replace(path)
         write_json(
-            path.with_name(path.name + ".json"), {"url": remote.url, "sha256": found, "bytes": path.stat().st_size, "what": remote.what}
+            path.with_name(path.name + ".json"), {"url": remote.address, "sha256": found, "bytes": path.stat().st_size, "what": remote.what}
         )
 
     def part_of(self, remote: Remote) -> Path:
@@ -177,9 +187,9 @@ class Downloader:
         """
         part, edition = self.part_of(remote), self.edition_of(remote)
         begun = part.stat().st_size if part.is_file() and edition.is_file() else 0
-        headers = {"Accept-Encoding": "identity"}
+        headers = {}
         if begun:
-            headers |= {"Range": f"bytes={begun}-", "If-Range": edition.read_text(encoding="utf-8")}
+            headers = {"Range": f"bytes={begun}-", "If-Range": edition.read_text(encoding="utf-8")}
         with self.request("GET", remote, headers) as response:
             continues = response.headers.get("Content-Range", "").startswith(f"bytes {begun}-")
             if response.status_code == STATUS_RANGE_REFUSED or (response.status_code == STATUS_PARTIAL and not continues):
@@ -225,7 +235,7 @@ class Downloader:
             )
         except (requests.exceptions.MissingSchema, requests.exceptions.InvalidSchema, requests.exceptions.InvalidURL) as error:
             raise InputError(
-                f"{remote.what} has the address {remote.url}, which is none ({first_sentence(error)}); mend --addresses"
+                f"{remote.what} has the address {remote.address}, which is none ({first_sentence(error)}); mend --addresses"
             ) from error
         except requests.RequestException as error:
             raise PassingError(reason(error)) from error
@@ -236,7 +246,7 @@ class Downloader:
         if status in PASSING_STATUS:
             raise PassingError(f"status {status}")
         raise InputError(
-            f"{remote.what} is not at {remote.url} (status {status}); check year and place, or name another address with --addresses"
+            f"{remote.what} is not at {remote.address} (status {status}); check year and place, or name another address with --addresses"
         )
 
     def insist(self, remote: Remote, work: Callable[[], Answer]) -> Answer:
@@ -255,7 +265,7 @@ class Downloader:
             except PassingError as error:
                 problem = str(error)
         raise InputError(
-            f"{remote.what} cannot be fetched from {remote.url} ({problem}, {ATTEMPTS} times); run the same command later, which continues what has come"
+            f"{remote.what} cannot be fetched from {remote.address} ({problem}, {ATTEMPTS} times); run the same command later, which continues what has come"
         )
 
 

@@ -122,7 +122,7 @@ def read_blocks(path: Path, remote: Remote) -> Iterator[tuple[np.ndarray, np.nda
                 yield home_block, work_block, jobs
     except (pyarrow.ArrowException, OSError, KeyError, ValueError) as error:
         raise InputError(
-            f"{remote.what} from {remote.url} cannot be read as a table with {', '.join(COLUMNS)} ({first_sentence(error)}); run the same command again, "
+            f"{remote.what} from {remote.address} cannot be read as a table with {', '.join(COLUMNS)} ({first_sentence(error)}); run the same command again, "
             "or name another address with --addresses"
         ) from error
 

@@ -66,6 +66,6 @@ def read_population(path: Path, remote: Remote, variable: str) -> dict[str, int]
         return {"".join(row[part] for part in parts): int(row[count]) for row in rows}
     except (ValueError, TypeError, IndexError) as error:
         raise InputError(
-            f"{remote.what} from {remote.url} is no table with {variable}, state, county and tract; check that the county is one of that census, and whether "
+            f"{remote.what} from {remote.address} is no table with {variable}, state, county and tract; check that the county is one of that census, and whether "
             "the API wants a key, which an address in --addresses can carry (...&key=...)"
         ) from error

@@ -71,13 +71,13 @@ def read_tracts(path: Path, remote: Remote, config: AcquireConfig) -> gpd.GeoDat
         table = gpd.read_file(f"/vsizip/{{{path.absolute()}}}/{shapefiles[0]}")
     except Exception as error:  # zipfile, pyogrio and GDAL raise a dozen classes, depending on which byte is wrong
         raise InputError(
-            f"{remote.what} from {remote.url} cannot be read as an archive of a shapefile ({first_sentence(error)}); run the same command again, "
+            f"{remote.what} from {remote.address} cannot be read as an archive of a shapefile ({first_sentence(error)}); run the same command again, "
             "or name another address with --addresses"
         ) from error
     suffix = "10" if "GEOID10" in table else ""
     needed = [f"GEOID{suffix}", f"ALAND{suffix}"]
     absent = [name for name in needed if name not in table]
     if absent or table.crs is None:
-        raise InputError(f"{remote.what} from {remote.url} lack {', '.join(absent) or 'a CRS'}; name another address with --addresses")
+        raise InputError(f"{remote.what} from {remote.address} lack {', '.join(absent) or 'a CRS'}; name another address with --addresses")
     table = table.rename(columns={needed[0]: config.id_column, needed[1]: "land_m2"})
     return table[[config.id_column, "land_m2", "geometry"]].astype({config.id_column: "str"})

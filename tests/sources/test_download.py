@@ -43,6 +43,7 @@ def test_a_file_comes_once(server, remote, downloader):
     assert len(server.asked) == 1
     assert names(downloader) == {"a.csv.gz", "a.csv.gz.json"}
     assert downloader.ledger.inputs == [path, path]
+    assert [f"the flows: 300,000 bytes {how}, from {remote.url}" for how in ("fetched", "in the cache")] == downloader.ledger.notes
 
 
 def test_a_second_process_finds_what_the_first_fetched(server, remote, downloader):
@@ -63,7 +64,7 @@ def test_what_may_pass_is_tried_again(server, remote, downloader, status):
     server.faults["/folder/a.csv.gz"] = [Fault(status=status), Fault(status=status)]
     assert downloader.fetch(remote).read_bytes() == CONTENT
     assert len(server.asked) == 3
-    assert downloader.ledger.notes == [f"the flows: status {status}; tries again ({n} of {ATTEMPTS})" for n in (2, 3)]
+    assert downloader.ledger.notes[:-1] == [f"the flows: status {status}; tries again ({n} of {ATTEMPTS})" for n in (2, 3)]
 
 
 def test_what_does_not_pass_ends_in_one_sentence(server, remote, downloader):
@@ -196,6 +197,17 @@ def test_a_file_as_cache(server, remote, tmp_path):
         Downloader(tmp_path / "file", Ledger("test", quiet=True)).fetch(remote)
 
 
+def test_a_key_is_sent_and_never_shown(server, downloader):
+    server.files["/people?for=tract&key=secret"] = b"[]"
+    remote = Remote("the people", f"{server.url}/people?for=tract&key=secret")
+    path = downloader.fetch(remote)
+    absent = Remote("the people", f"{server.url}/absent?key=secret&for=tract")
+    with pytest.raises(InputError) as refused:
+        downloader.fetch(absent)
+    shown = [str(refused.value), *downloader.ledger.notes, path.name, path.with_name(path.name + ".json").read_text()]
+    assert not any("secret" in text for text in shown) and absent.address.endswith("/absent?key=...&for=tract")
+
+
 def test_equal_names_of_other_addresses_do_not_meet(server, remote, downloader):
     server.files["/other/a.csv.gz"] = b"other"
     other = Remote("the flows", f"{server.url}/other/a.csv.gz")
@@ -239,6 +251,12 @@ def test_addresses_are_replaced_one_by_one(tmp_path):
         ("- a\n", "holds no mapping"),
         ("lodes_od: 3\n", "holds no mapping"),
         ("moon: http://x\n", "names moon; there are lodes_od, "),
+        (
+            "tiger_tracts: http://x/{state}.zip\n",
+            r"gives tiger_tracts the address http://x/.*; what is filled in there is {state_fips}, {vintage}",
+        ),
+        ("tiger_tracts: http://x/{vintage\n", "what is filled in there is"),
+        ("osrm: http://{x}\n", "what is filled in there is nothing"),
     ],
 )
 def test_a_file_of_addresses_that_is_none(tmp_path, text, says):
