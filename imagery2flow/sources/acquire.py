@@ -12,7 +12,7 @@ from imagery2flow.run.errors import InputError, shown
 from imagery2flow.run.files import check_output_folder, replacing, write_table
 from imagery2flow.run.stage import Ledger
 from imagery2flow.sources.addresses import read_addresses
-from imagery2flow.sources.download import Downloader, Remote
+from imagery2flow.sources.download import Downloader, NoAnswerError, Remote
 from imagery2flow.sources.lodes import TRACT_DIGITS, fetch_flows, flow_files
 from imagery2flow.sources.places import STATES, find_counties
 from imagery2flow.sources.population import fetch_population, population_files
@@ -143,7 +143,8 @@ def print_plan(parts: Sequence[tuple[str, list[Remote]]], downloader: Downloader
     """Prints every file with its size, its address and whether the cache holds it.
 
     Raises:
-        InputError: Files cannot be had; they are in the table.
+        NoAnswerError: A server does not answer.
+        InputError: Files are not there; they are in the table.
     """
     problems, total, unknown = [], 0, 0
     for name, remotes in parts:
@@ -156,6 +157,8 @@ def print_plan(parts: Sequence[tuple[str, list[Remote]]], downloader: Downloader
                 try:
                     size = downloader.size_bytes(remote)
                     total, unknown = total + (size or 0), unknown + (size is None)
+                except NoAnswerError:
+                    raise  # the next file would be asked for as often and as long
                 except InputError as error:
                     state = "absent"
                     problems.append(str(error))

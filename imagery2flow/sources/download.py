@@ -8,11 +8,13 @@ is tried again with growing pauses; what will not (an address that does not exis
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import re
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -69,6 +71,10 @@ class Remote:
 
 class PassingError(Exception):
     """Something went wrong that may not go wrong again."""
+
+
+class NoAnswerError(InputError):
+    """A server kept failing; others may answer, and this one later."""
 
 
 class Downloader:
@@ -131,13 +137,23 @@ class Downloader:
         path, is_cached = self.path_of(remote), self.is_fetched(remote)
         if not is_cached:
             self.make_cache()
-            self.insist(remote, lambda: self.fetch_rest(remote))
-            self.accept(remote)
+            with self.alone():
+                is_cached = self.is_fetched(remote)  # by the process that was waited for
+                if not is_cached:
+                    self.insist(remote, lambda: self.fetch_rest(remote))
+                    self.accept(remote)
         self.ledger.reads(path)
         self.ledger.note(
             f"{remote.what}: {path.stat().st_size:,} bytes {'in the cache' if is_cached else 'fetched'}, from {remote.address}"
         )
         return path
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Waits while another process fetches into the same cache: two would append to one half of a file."""
+        with (self.cache / ".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
     def make_cache(self) -> None:
         """Makes the cache folder.
@@ -253,7 +269,7 @@ class Downloader:
         """Tries again, with pauses, while what goes wrong may pass.
 
         Raises:
-            InputError: It did not pass.
+            NoAnswerError: It did not pass.
         """
         problem = ""
         for attempt in range(ATTEMPTS):
@@ -264,7 +280,7 @@ class Downloader:
                 return work()
             except PassingError as error:
                 problem = str(error)
-        raise InputError(
+        raise NoAnswerError(
             f"{remote.what} cannot be fetched from {remote.address} ({problem}, {ATTEMPTS} times); run the same command later, which continues what has come"
         )
 

@@ -98,6 +98,12 @@ def test_a_dry_run_knows_what_is_there_and_what_is_not(public, capsys):
     assert answer.err.splitlines()[-1].startswith("acquire: error: 1 files cannot be had; the first: LODES8 ga aux 2020 is not at http")
 
 
+def test_a_dry_run_ends_with_the_first_server_that_does_not_answer(public, capsys):
+    public.faults["/2020/01.zip"] = [Fault(status=503)] * 99
+    assert "the tracts of state 01 (2020) cannot be fetched from http" in refused(capsys, f"{COUNTIES} --dry_run")
+    assert set(public.paths("HEAD")) == {"/2020/01.zip"}
+
+
 def test_flows_of_tracts_that_are_there(public):
     tracts = gpd.GeoDataFrame(geometry=gpd.points_from_xy([0, 1], [0, 1]).buffer(0.1), crs=4326).assign(GEOID20=LAND[:2])
     tracts.to_file("my.gpkg")

@@ -5,6 +5,7 @@ import errno
 import hashlib
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -31,7 +32,7 @@ def downloader(tmp_path):
 
 
 def names(downloader):
-    return {path.name.split("_", 1)[1] for path in downloader.cache.iterdir()}
+    return {path.name.split("_", 1)[1] for path in downloader.cache.iterdir() if path.name != ".lock"}
 
 
 def test_a_file_comes_once(server, remote, downloader):
@@ -50,6 +51,15 @@ def test_a_second_process_finds_what_the_first_fetched(server, remote, downloade
     path = downloader.fetch(remote)
     assert Downloader(downloader.cache, Ledger("test", quiet=True)).fetch(remote) == path
     assert server.paths() == ["/folder/a.csv.gz"]
+
+
+def test_two_at_once_fetch_a_file_once(server, remote, downloader):
+    server.faults["/folder/a.csv.gz"] = [Fault(silent_s=0.2)]
+    others = [Downloader(downloader.cache, Ledger("test", quiet=True)) for _ in range(3)]
+    with ThreadPoolExecutor(3) as threads:
+        paths = list(threads.map(lambda other: other.fetch(remote), others))
+    assert {path.read_bytes() for path in paths} == {CONTENT}
+    assert len(server.asked) == 1
 
 
 def test_the_size_is_asked_without_fetching(server, remote, downloader):
@@ -125,7 +135,7 @@ def test_a_wrong_checksum_leaves_nothing(server, remote, downloader):
     wrong = Remote(remote.what, remote.url, sha256="0" * 64)
     with pytest.raises(InputError, match=rf"sha256 {SHA256[:12]}\.\.\. where 000000000000\.\.\. is published"):
         downloader.fetch(wrong)
-    assert list(downloader.cache.iterdir()) == []
+    assert names(downloader) == set()
     assert downloader.fetch(Remote(remote.what, remote.url, sha256=SHA256)).read_bytes() == CONTENT
 
 
