@@ -134,7 +134,7 @@ def plan(
     files = {
         "units.gpkg": [] if "units" not in config.what or units is not None else tract_files(counties, config, addresses),
         f"flows_{config.year}.csv": flow_files(states, config, addresses) if "flows" in config.what else [],
-        "population.csv": population_files(counties, config, addresses) if "population" in config.what else [],
+        "population.csv": population_files(states, config, addresses) if "population" in config.what else [],
     }
     return [(name, remotes) for name, remotes in files.items() if remotes]
 

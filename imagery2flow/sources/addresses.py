@@ -1,7 +1,7 @@
 """Every public address that data come from, in one table; ``--addresses FILE.yaml`` replaces any of them, by a mirror for example.
 
-``{...}`` are filled in by whoever fetches. Sources: the technical documents of LODES (lehd.ces.census.gov/data), TIGER/Line (census.gov/geo) and the Census API
-(api.census.gov), and the catalogues' own pages.
+``{...}`` are filled in by whoever fetches. Sources: the technical documents of LODES (lehd.ces.census.gov/data) and
+TIGER/Line (census.gov/geo), the centers of population of the decennial census (whose API answers only with a key since May 2026), and the catalogues' own pages.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ ADDRESSES = {
     "lodes_sha256": "https://lehd.ces.census.gov/data/lodes/LODES{version}/{state}/lodes_{state}.sha256sum",
     "tiger_tracts": "https://www2.census.gov/geo/tiger/TIGER{vintage}/TRACT/tl_{vintage}_{state_fips}_tract.zip",
     "tiger_tracts_2010": "https://www2.census.gov/geo/tiger/TIGER2010/TRACT/2010/tl_2010_{state_fips}_tract10.zip",
-    "population_2020": "https://api.census.gov/data/2020/dec/dhc?get=P1_001N&for=tract:*&in=state:{state_fips}&in=county:{county_fips}",
-    "population_2010": "https://api.census.gov/data/2010/dec/sf1?get=P001001&for=tract:*&in=state:{state_fips}&in=county:{county_fips}",
+    "population_2020": "https://www2.census.gov/geo/docs/reference/cenpop2020/tract/CenPop2020_Mean_TR{state_fips}.txt",
+    "population_2010": "https://www2.census.gov/geo/docs/reference/cenpop2010/tract/CenPop2010_Mean_TR{state_fips}.txt",
     "earth_search": "https://earth-search.aws.element84.com/v1",
     "planetary_computer": "https://planetarycomputer.microsoft.com/api/stac/v1",
     "osrm": "https://router.project-osrm.org",

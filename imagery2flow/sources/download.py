@@ -65,8 +65,8 @@ class Remote:
 
     @property
     def address(self) -> str:
-        """The address as it may be printed and kept: without the user's key."""
-        return re.sub(r"([?&]key=)[^&]+", r"\1...", self.url)
+        """The address as it may be printed and kept: without keys and signatures."""
+        return re.sub(r"([?&](?:key|sig|token)=)[^&]+", r"\1...", self.url)
 
 
 class PassingError(Exception):

@@ -1,8 +1,8 @@
-"""Residents of census tracts, as the decennial census counted them, from the Census API."""
+"""Residents of census tracts, as the decennial census counted them: one table of the centers of population per state."""
 
 from __future__ import annotations
 
-import json
+import csv
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,20 +13,13 @@ from imagery2flow.run.errors import InputError
 from imagery2flow.run.stage import Ledger
 from imagery2flow.sources.download import Downloader, Remote
 
-VARIABLES = {2010: "P001001", 2020: "P1_001N"}  # total population
+DIGITS = {"STATEFP": 2, "COUNTYFP": 3, "TRACTCE": 6}  # columns whose values make an id
 
 
-def population_files(counties: Sequence[str], config: AcquireConfig, addresses: dict[str, str]) -> list[Remote]:
-    """One answer of the API per county."""
+def population_files(states: Sequence[str], config: AcquireConfig, addresses: dict[str, str]) -> list[Remote]:
+    """One table per state."""
     address = addresses[f"population_{config.census}"]
-    return [
-        Remote(
-            f"the population of county {county} ({config.census})",
-            address.format(state_fips=county[:2], county_fips=county[2:]),
-            name=f"population_{config.census}_{county}.json",
-        )
-        for county in counties
-    ]
+    return [Remote(f"the population of state {state} ({config.census})", address.format(state_fips=state)) for state in states]
 
 
 def fetch_population(
@@ -35,37 +28,42 @@ def fetch_population(
     """Residents of a region's tracts: geocode, population; sorted.
 
     Raises:
-        InputError: An answer cannot be had or read, or the census has none of the tracts.
+        InputError: A table cannot be fetched or read, or the census has none of the tracts.
     """
+    counties = {tract[:5] for tract in tracts}
     residents: dict[str, int] = {}
-    for remote in population_files(sorted({tract[:5] for tract in tracts}), config, addresses):
+    for remote in population_files(sorted({county[:2] for county in counties}), config, addresses):
         try:
-            residents |= read_population(downloader.fetch(remote), remote, VARIABLES[config.census])
+            counted = read_population(downloader.fetch(remote), remote)
         except InputError:
             downloader.forget(remote)
             raise
+        residents |= {tract: people for tract, people in counted.items() if tract[:5] in counties}
     known = [tract for tract in tracts if tract in residents]
     if not known:
         raise InputError(
             f"the census of {config.census} has none of the {len(tracts):,} units ({tracts[0]}, ...); give the --vintage of the units"
         )
-    ledger.leave_out("units that the census does not count", sorted(set(tracts) - set(residents)))
+    ledger.take_in("counted tracts of the counties", len(residents))
+    ledger.leave_out("units that the census does not list", sorted(set(tracts) - set(residents)))
     ledger.leave_out("counted tracts that are no unit", sorted(set(residents) - set(tracts)))
     return pd.DataFrame({"geocode": known, "population": [residents[tract] for tract in known]})
 
 
-def read_population(path: Path, remote: Remote, variable: str) -> dict[str, int]:
-    """Residents by tract out of an answer: a list of rows, the first of which names the columns.
+def read_population(path: Path, remote: Remote) -> dict[str, int]:
+    """Residents by tract.
 
     Raises:
-        InputError: It is none; without a key the API answers with a page about keys.
+        InputError: The table has other columns, or values that are no numbers.
     """
     try:
-        header, *rows = json.loads(path.read_text(encoding="utf-8"))
-        count, *parts = (header.index(name) for name in (variable, "state", "county", "tract"))
-        return {"".join(row[part] for part in parts): int(row[count]) for row in rows}
-    except (ValueError, TypeError, IndexError) as error:
+        rows = csv.DictReader(path.read_text(encoding="utf-8-sig").splitlines())
+        residents = {"".join(row[name].zfill(digits) for name, digits in DIGITS.items()): int(row["POPULATION"]) for row in rows}
+        if not residents:
+            raise ValueError("no row")
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise InputError(
-            f"{remote.what} from {remote.address} is no table with {variable}, state, county and tract; check that the county is one of that census, and whether "
-            "the API wants a key, which an address in --addresses can carry (...&key=...)"
+            f"{remote.what} from {remote.address} is no table of {', '.join(DIGITS)}, POPULATION; run the same command again, or name another "
+            "address with --addresses"
         ) from error
+    return residents

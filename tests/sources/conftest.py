@@ -7,7 +7,6 @@ import dataclasses
 import gzip
 import hashlib
 import io
-import json
 import tempfile
 import threading
 import time
@@ -167,10 +166,10 @@ def tract_zip(tracts: Sequence[str], vintage: int = 2020, **changes: object) -> 
     return content.getvalue()
 
 
-def population_json(county: str, residents: dict[str, int], variable: str = "P1_001N") -> bytes:
-    """An answer in the format of the Census API."""
-    rows = [[str(count), tract[:2], tract[2:5], tract[5:]] for tract, count in residents.items() if tract.startswith(county)]
-    return json.dumps([[variable, "state", "county", "tract"], *rows]).encode()
+def population_csv(residents: dict[str, int]) -> bytes:
+    """A table in the format of the centers of population."""
+    rows = [f"{tract[:2]},{tract[2:5]},{tract[5:]},{people},+32.500000,-085.300000" for tract, people in residents.items()]
+    return "\r\n".join(["\ufeffSTATEFP,COUNTYFP,TRACTCE,POPULATION,LATITUDE,LONGITUDE", *rows, ""]).encode()
 
 
 def publish_flows(server: FileServer, rows: dict[str, list[tuple[str, str, int]]], version: int = 8, year: int = 2020) -> None:
@@ -192,16 +191,18 @@ def public(server, tmp_path, monkeypatch) -> FileServer:
     for state in ("01", "13"):
         tracts = [tract for tract in (*LAND, WATER, BESIDE) if tract.startswith(state)]
         server.files[f"/2020/{state}.zip"] = tract_zip(tracts)
+        everybody = {**RESIDENTS, WATER: 0, BESIDE: 900}
+        server.files[f"/people/{state}.txt"] = population_csv(
+            {tract: people for tract, people in everybody.items() if tract.startswith(state)}
+        )
         server.files[f"/2010/{state}.zip"] = tract_zip(tracts, vintage=2010)
-    for county in ("01017", "13285"):
-        server.files[f"/people?{county[:2]}&{county[2:]}"] = population_json(county, {**RESIDENTS, WATER: 0})
     addresses = {
         "lodes_od": "/LODES{version}/{state}/od/{state}_od_{part}_{job_type}_{year}.csv.gz",
         "lodes_sha256": "/LODES{version}/{state}/lodes_{state}.sha256sum",
         "tiger_tracts": "/{vintage}/{state_fips}.zip",
         "tiger_tracts_2010": "/2010/{state_fips}.zip",
-        "population_2020": "/people?{state_fips}&{county_fips}",
-        "population_2010": "/people?{state_fips}&{county_fips}",
+        "population_2020": "/people/{state_fips}.txt",
+        "population_2010": "/people/{state_fips}.txt",
     }
     Path("mirror.yaml").write_text("".join(f'{name}: "{server.url}{path}"\n' for name, path in addresses.items()))
     return server

@@ -13,7 +13,7 @@ from imagery2flow.__main__ import main
 from imagery2flow.flows.table import read_flows
 from imagery2flow.imagery.units import read_units
 from imagery2flow.run.stage import Ledger
-from tests.sources.conftest import BESIDE, FLOWS, LAND, RESIDENTS, ROWS, WATER, Fault, population_json, publish_flows, tract_zip
+from tests.sources.conftest import BESIDE, FLOWS, LAND, RESIDENTS, ROWS, WATER, Fault, population_csv, publish_flows, tract_zip
 
 COUNTIES = "--state_county 13285 01017"
 IDS = {"h_geocode": str, "w_geocode": str, "geocode": str}
@@ -49,7 +49,7 @@ def test_the_ledger_says_what_was_left_out(public):
     assert acquire(COUNTIES) == 0
     ledger = run_file()["ledger"]
     assert ledger["left_out"] == {"tracts of water only": [WATER], "counted tracts that are no unit": [WATER]}
-    assert ledger["in"] == {"tracts of the counties": 5, "rows of LODES": 10}
+    assert ledger["in"] == {"tracts of the counties": 5, "rows of LODES": 10, "counted tracts of the counties": 5}
     assert ledger["out"] == {"units": 4, "flows": 5, "jobs": 43, "units with population": 4, "residents": 9512}
     told = " ".join(ledger["notes"])
     assert "43 jobs have home and work in the region; left out are 150 whose home, 200 whose work and 400 of which neither" in told
@@ -116,8 +116,6 @@ def test_flows_of_tracts_that_are_there(public):
 
 def test_tracts_of_the_2010_census(public):
     publish_flows(public, ROWS, version=7, year=2012)
-    for county in ("01017", "13285"):
-        public.files[f"/people?{county[:2]}&{county[2:]}"] = population_json(county, RESIDENTS, "P001001")
     assert acquire(f"{COUNTIES} --vintage 2010 --year 2012") == 0
     assert list(gpd.read_file("data/pair/units.gpkg").GEOID10) == list(LAND)
     assert pd.read_csv("data/pair/flows_2012.csv")["count"].sum() == 43
@@ -220,9 +218,10 @@ def test_planning_regions_of_connecticut_are_explained(public, capsys):
     [
         ("/2020/01.zip", b"PK hello", "the tracts of state 01 (2020) from http"),
         ("/2020/01.zip", tract_zip(LAND, GEOID="1")[:900], "cannot be read as an archive of a shapefile"),
-        ("/people?01&017", b"<html>Missing Key</html>", "is no table with P1_001N, state, county and tract; check that the county"),
-        ("/people?01&017", b"", "whether the API wants a key"),
-        ("/people?01&017", population_json("01017", RESIDENTS, "B01003_001E"), "is no table with P1_001N"),
+        ("/people/01.txt", b"<html>Not here</html>", "the population of state 01 (2020) from http"),
+        ("/people/01.txt", b"", "is no table of STATEFP, COUNTYFP, TRACTCE, POPULATION; run the same command"),
+        ("/people/01.txt", population_csv({LAND[0]: "many"}), "is no table of STATEFP, COUNTYFP, TRACTCE, POPULATION; run"),
+        ("/people/01.txt", population_csv(RESIDENTS)[:-35], "is no table of STATEFP"),
     ],
 )
 def test_content_that_is_none_is_not_kept(public, capsys, path, content, says):
@@ -231,6 +230,19 @@ def test_content_that_is_none_is_not_kept(public, capsys, path, content, says):
     assert says in refused(capsys, f"{COUNTIES} --what units population")
     public.files[path] = good
     assert acquire(f"{COUNTIES} --what units population") == 0
+
+
+def test_a_unit_that_the_census_does_not_list(public):
+    public.files["/people/13.txt"] = population_csv({LAND[2]: 5})
+    assert acquire(f"{COUNTIES} --what units population") == 0
+    assert run_file()["ledger"]["left_out"]["units that the census does not list"] == [LAND[3]]
+    assert list(pd.read_csv("data/pair/population.csv", dtype=IDS).geocode) == list(LAND[:3])
+
+
+def test_people_of_another_census(public, capsys):
+    for state in ("01", "13"):
+        public.files[f"/people/{state}.txt"] = population_csv({f"{state}001000100": 5})
+    assert "the census of 2020 has none of the 4 units (01017000100, ...)" in refused(capsys, f"{COUNTIES} --what units population")
 
 
 def test_paths_of_an_archive_do_not_escape(public, tmp_path):

@@ -26,7 +26,7 @@ def every_file():
     remotes = [Remote("a route", f"{ADDRESSES['osrm']}/nearest/v1/driving/-77.03,38.9")]
     remotes += [Remote(name, ADDRESSES[name]) for name in ("earth_search", "planetary_computer")]
     for config in (NEW, OLD, AcquireConfig(region="M6", vintage=2022)):
-        remotes += [*tract_files(["11001"], config, ADDRESSES), *population_files(["11001"], config, ADDRESSES)]
+        remotes += [*tract_files(["11001"], config, ADDRESSES), *population_files(["11"], config, ADDRESSES)]
         remotes += [*flow_files(["11"], config, ADDRESSES), checksum_file("11", config, ADDRESSES)]
     return {remote.url: remote for remote in remotes}.values()
 
