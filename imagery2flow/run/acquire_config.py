@@ -11,7 +11,7 @@ from imagery2flow.run.config import require
 KINDS = ("units", "flows", "population")
 FIRST_VINTAGE, LAST_VINTAGE = 2010, 2025
 NEW_TRACTS = 2020  # the first vintage of the tracts of the 2020 census
-LODES_YEARS = {7: (2002, 2019), 8: (2002, 2022)}
+LODES_YEARS = {7: (2002, 2019), 8: (2002, 2023)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +20,7 @@ class AcquireConfig:
 
     Args:
         region: Name of the region; M1 to M10 are the published metropolitan areas, any other needs --state_county, --cbsa or --units.
-        year: Year of the flows: 2002 to 2022, with tracts of the 2010 census to 2019.
+        year: Year of the flows: 2002 to 2023, with tracts of the 2010 census to 2019.
         what: Which data: units, flows, population.
         data_root: Folder under which <region>/units.gpkg, flows_<year>.csv and population.csv are written.
         state_county: Counties by their five digits: 11001 36061.

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import gzip
 import hashlib
 import json
 import re
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -49,12 +51,14 @@ class Remote:
         what: What it holds, for messages and the plan.
         url: Address.
         sha256: What its content must hash to; None where nobody publishes it.
+        is_hash_unpacked: The published hash is of what the file (gzip) unpacks to.
         name: Name in the cache; default the last part of the address.
     """
 
     what: str
     url: str
     sha256: str | None = None
+    is_hash_unpacked: bool = False
     name: str | None = None
 
     @property
@@ -103,12 +107,12 @@ class Downloader:
         if not path.is_file() or not record.is_file():
             return False
         try:
-            stored = json.loads(record.read_text(encoding="utf-8"))["sha256"]
+            stored = json.loads(record.read_text(encoding="utf-8"))
+            if remote.sha256 is not None and stored["published_sha256"] != remote.sha256:
+                return False  # another edition
+            return sha256(path) == stored["sha256"]
         except (ValueError, TypeError, KeyError):
             return False  # a damaged record
-        if remote.sha256 is not None and stored != remote.sha256:
-            return False  # another edition
-        return sha256(path) == stored
 
     def forget(self, remote: Remote) -> None:
         """Removes a file from the cache, so that it is fetched again: an edition that may have changed, or content that is no data."""
@@ -171,20 +175,20 @@ class Downloader:
             InputError: Its hash is not the published one; the file is removed.
         """
         path, part = self.path_of(remote), self.part_of(remote)
-        found = sha256(part)
         self.edition_of(remote).unlink(missing_ok=True)
-        if remote.sha256 is not None and found != remote.sha256:
-            part.unlink()
-            raise InputError(
-                f"{remote.what} from {remote.address} has the sha256 {found[:12]}... where {remote.sha256[:12]}... is published; try again later, "
-                "or name a mirror with --addresses"
-            )
-        # A file without a record is not trusted, so that a process may be killed between the two.
-        path.with_name(path.name + ".json").unlink(missing_ok=True)
+        if remote.sha256 is not None:
+            found = sha256_unpacked(part) if remote.is_hash_unpacked else sha256(part)
+            if found != remote.sha256:
+                part.unlink()
+                raise InputError(
+                    f"{remote.what} from {remote.address} has the sha256 {found[:12]}... where {remote.sha256[:12]}... is published; try again later, "
+                    "or name a mirror with --addresses"
+                )
+        content = {"url": remote.address, "sha256": sha256(part), "published_sha256": remote.sha256}
+        record = path.with_name(path.name + ".json")
+        record.unlink(missing_ok=True)  # a file without a record is not trusted, so that a process may be killed between the two
         part.replace(path)
-        write_json(
-            path.with_name(path.name + ".json"), {"url": remote.address, "sha256": found, "bytes": path.stat().st_size, "what": remote.what}
-        )
+        write_json(record, {**content, "bytes": path.stat().st_size, "what": remote.what})
 
     def part_of(self, remote: Remote) -> Path:
         """Half a file."""
@@ -283,6 +287,15 @@ class Downloader:
         raise NoAnswerError(
             f"{remote.what} cannot be fetched from {remote.address} ({problem}, {ATTEMPTS} times); run the same command later, which continues what has come"
         )
+
+
+def sha256_unpacked(path: Path) -> str:
+    """Hash of what a gzip file unpacks to; of nothing where it is damaged, which no file has."""
+    try:
+        with gzip.open(path) as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except (OSError, EOFError, zlib.error):
+        return hashlib.sha256().hexdigest()
 
 
 def write_body(remote: Remote, response: requests.Response, part: Path, begun: int) -> None:

@@ -97,11 +97,12 @@ def checked_files(state: str, config: AcquireConfig, addresses: dict[str, str], 
 
 
 def with_hashes(files: Sequence[Remote], listing: Path) -> list[Remote]:
-    """Files with their hashes out of a list of lines ``<sha256> <name>``."""
+    """Files with their hashes out of a list of lines ``<sha256> <name>``; LODES lists the unpacked tables (.csv), not the files (.csv.gz)."""
     lines = listing.read_text(encoding="utf-8", errors="replace").splitlines()
     found = [re.fullmatch(r"([0-9a-fA-F]{64})[ \t]+\*?(?:.*/)?([^/]+?)\s*", line) for line in lines]
     hashes = {match[2]: match[1].lower() for match in found if match}
-    return [dataclasses.replace(remote, sha256=hashes.get(remote.url.rsplit("/", 1)[-1])) for remote in files]
+    names = [remote.url.rsplit("/", 1)[-1].removesuffix(".gz") for remote in files]
+    return [dataclasses.replace(remote, sha256=hashes.get(name), is_hash_unpacked=True) for remote, name in zip(files, names, strict=True)]
 
 
 def read_blocks(path: Path, remote: Remote) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:

@@ -34,8 +34,8 @@ def test_the_year_matters_to_flows_only():
     [
         ("--what unit", "--what unit must be some of units, flows, population"),
         ("--what", "--what (none) must be some of units"),
-        ("--year 2023", "--year 2023 must be 2002 to 2022, the years of LODES8, which has the tracts of --vintage 2020"),
-        ("--year 2001", "--year 2001 must be 2002 to 2022"),
+        ("--year 2024", "--year 2024 must be 2002 to 2023, the years of LODES8, which has the tracts of --vintage 2020"),
+        ("--year 2001", "--year 2001 must be 2002 to 2023"),
         ("--year 2020 --vintage 2010", "--year 2020 must be 2002 to 2019, the years of LODES7, which has the tracts of --vintage 2010"),
         ("--vintage 2000", "--vintage 2000 must be 2010 to 2025"),
         ("--cbsa 35620 --units my.gpkg", "--units my.gpkg must be left out beside --cbsa: name the place once"),

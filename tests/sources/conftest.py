@@ -178,7 +178,7 @@ def publish_flows(server: FileServer, rows: dict[str, list[tuple[str, str, int]]
     for name, content in rows.items():
         packed, file_name = lodes_csv(content), f"{name}_JT00_{year}.csv.gz"
         server.files[f"/LODES{version}/{name[:2]}/od/{file_name}"] = packed
-        sums.setdefault(name[:2], []).append(f"{hashlib.sha256(packed).hexdigest()}  {file_name}")
+        sums.setdefault(name[:2], []).append(f"{hashlib.sha256(gzip.decompress(packed)).hexdigest()}  {file_name.removesuffix('.gz')}")
     for state, lines in sums.items():
         server.files[f"/LODES{version}/{state}/lodes_{state}.sha256sum"] = "\n".join(lines).encode()
 

@@ -13,7 +13,7 @@ from imagery2flow.__main__ import main
 from imagery2flow.flows.table import read_flows
 from imagery2flow.imagery.units import read_units
 from imagery2flow.run.stage import Ledger
-from tests.sources.conftest import BESIDE, FLOWS, LAND, RESIDENTS, ROWS, WATER, Fault, population_csv, publish_flows, tract_zip
+from tests.sources.conftest import BESIDE, FLOWS, LAND, RESIDENTS, ROWS, WATER, Fault, lodes_csv, population_csv, publish_flows, tract_zip
 
 COUNTIES = "--state_county 13285 01017"
 IDS = {"h_geocode": str, "w_geocode": str, "geocode": str}
@@ -123,7 +123,7 @@ def test_tracts_of_the_2010_census(public):
 
 
 def test_a_published_checksum_is_held_to(public, capsys):
-    public.files["/LODES8/al/od/al_od_main_JT00_2020.csv.gz"] += b"\0"
+    public.files["/LODES8/al/od/al_od_main_JT00_2020.csv.gz"] = lodes_csv(ROWS["al_od_main"][1:])
     assert "LODES8 al main 2020 from" in (sentence := refused(capsys, COUNTIES)) and "is published" in sentence
     assert not Path("data/pair/flows_2020.csv").exists()
 

@@ -2,6 +2,7 @@
 
 import builtins
 import errno
+import gzip
 import hashlib
 import json
 import os
@@ -137,6 +138,17 @@ def test_a_wrong_checksum_leaves_nothing(server, remote, downloader):
         downloader.fetch(wrong)
     assert names(downloader) == set()
     assert downloader.fetch(Remote(remote.what, remote.url, sha256=SHA256)).read_bytes() == CONTENT
+
+
+def test_a_hash_of_what_is_unpacked(server, downloader):
+    server.files["/b.csv.gz"] = gzip.compress(CONTENT)
+    remote = Remote("the flows", f"{server.url}/b.csv.gz", sha256=SHA256, is_hash_unpacked=True)
+    assert gzip.decompress(downloader.fetch(remote).read_bytes()) == CONTENT
+    assert downloader.is_fetched(remote)
+    server.files["/b.csv.gz"] = gzip.compress(CONTENT)[:-100]
+    downloader.forget(remote)
+    with pytest.raises(InputError, match=f"where {SHA256[:12]}"):
+        downloader.fetch(remote)
 
 
 def test_another_published_edition_is_fetched(server, remote, downloader):

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.network
 
 COUNTIES_OF_CBSA = "https://www2.census.gov/geo/tiger/TIGER2020/COUNTY/tl_2020_us_county.zip"
 RESIDENTS_OF_THE_DISTRICT = 689_545  # census of 2020
-NEW, OLD = AcquireConfig(region="M6", year=2022), AcquireConfig(region="M6", year=2019, vintage=2010)
+NEW, OLD = AcquireConfig(region="M6", year=2023), AcquireConfig(region="M6", year=2019, vintage=2010)
 
 
 def every_file():
