@@ -146,6 +146,16 @@ def test_without_published_checksums_the_ledger_says_so(public):
     assert "the checksums of LODES8 ga do not list LODES8 ga main 2020" in told
 
 
+def test_a_table_that_is_none_is_not_kept_where_nobody_publishes_its_hash(public, capsys):
+    path = "/LODES8/al/od/al_od_main_JT00_2020.csv.gz"
+    good = public.files[path]
+    del public.files["/LODES8/al/lodes_al.sha256sum"]
+    public.files[path] = good[:-20]
+    assert "LODES8 al main 2020 from http" in (sentence := refused(capsys, COUNTIES)) and "cannot be read as a table" in sentence
+    public.files[path] = good
+    assert acquire(COUNTIES) == 0
+
+
 def test_a_busy_server_changes_nothing(public):
     public.faults["/2020/01.zip"] = [Fault(status=503), Fault(sends=500)]
     public.faults["/LODES8/al/od/al_od_main_JT00_2020.csv.gz"] = [Fault(sends=60)]
