@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 
+from imagery2flow.run.acquire_config import AcquireConfig
 from imagery2flow.run.cli import parse_config
 from imagery2flow.run.config import MapConfig, SyntheticConfig
 from imagery2flow.run.flow_config import EvaluateConfig, ResultsConfig
@@ -17,6 +19,15 @@ def synthetic(argv: Sequence[str]) -> int:
     from imagery2flow.sources.synthetic import generate_metro  # after parsing: --help answers at once
 
     return run_stage("synthetic", config, generate_metro)
+
+
+def acquire(argv: Sequence[str]) -> int:
+    """Fetches a region's tracts, flows and population from public sources."""
+    config = parse_config("python -m imagery2flow acquire", AcquireConfig, argv)
+    from imagery2flow.imagery.units import read_units
+    from imagery2flow.sources import acquire as work
+
+    return run_stage("acquire", config, partial(work.acquire, read_units=read_units))
 
 
 def results(argv: Sequence[str]) -> int:
@@ -45,6 +56,7 @@ def flow_map(argv: Sequence[str]) -> int:
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "synthetic": synthetic,
+    "acquire": acquire,
     "evaluate": evaluate,
     "results": results,
     "map": flow_map,

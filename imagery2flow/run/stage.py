@@ -1,6 +1,6 @@
 """What surrounds the work of a stage: its ledger, its provenance file, its exit status and its answer to SIGTERM.
 
-A stage's work is a function ``work(config, ledger) -> path of run.json``. ``run_stage`` calls it, turns an ``InputError`` into one
+A stage's work is a function ``work(config, ledger) -> path of run.json``, or None where it only looked. ``run_stage`` calls it, turns an ``InputError`` into one
 sentence and status 2, and writes ``run.json`` with the resolved configuration, the versions, the hashes of the inputs, the wall time,
 the peak memory and the ledger.
 """
@@ -78,7 +78,7 @@ class Ledger:
         return f"in: {came_in or 'nothing'}; out: {went_out or 'nothing'}; left out: {left_out or 'nothing'}"
 
 
-def run_stage(stage: str, config: Config, work: Callable[[Config, Ledger], Path]) -> int:
+def run_stage(stage: str, config: Config, work: Callable[[Config, Ledger], Path | None]) -> int:
     """Runs the work of a stage and returns the exit status: 0 done, 2 input error, 143 stopped by SIGTERM after saving."""
     ledger = Ledger(stage, quiet=not is_first_process())
     started = time.perf_counter()
@@ -90,6 +90,8 @@ def run_stage(stage: str, config: Config, work: Callable[[Config, Ledger], Path]
     except Terminated as stopped:
         ledger.say(f"stopped by SIGTERM: {stopped}")
         return STATUS_TERMINATED
+    if run_file is None:
+        return 0
     if is_first_process():
         write_json(run_file, provenance(config, ledger, time.perf_counter() - started))
     ledger.say(ledger.summary())

@@ -4,12 +4,12 @@ import typing
 import pytest
 from docstring_parser import parse
 
-from imagery2flow.run import config, flow_config
+from imagery2flow.run import acquire_config, config, flow_config
 from imagery2flow.run.config import EmbeddingConfig, EncoderConfig, PreprocessingConfig, SyntheticConfig, ViewConfig, log_name
 from imagery2flow.run.errors import InputError
 from imagery2flow.run.flow_config import EvaluateConfig, FlowTestConfig, FlowTrainingConfig, RegionConfig, TreesConfig
 
-VALUES = {**vars(config), **vars(flow_config)}.values()
+VALUES = {**vars(config), **vars(flow_config), **vars(acquire_config)}.values()
 # A Place is no group of settings, but what they say of one region.
 CLASSES = [value for value in VALUES if isinstance(value, type) and dataclasses.is_dataclass(value) and value is not flow_config.Place]
 SCENE = {"input_tif_path": ["scene.tif"], "shp_path": "units.gpkg"}

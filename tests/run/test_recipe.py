@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from imagery2flow.run import config
+from imagery2flow.run.acquire_config import AcquireConfig
 from imagery2flow.run.cli import build_parser, parse_config
 from imagery2flow.run.config import EmbeddingConfig, EncoderConfig, PreprocessingConfig
 from imagery2flow.run.flow_config import EvaluateConfig, FlowTestConfig, FlowTrainingConfig, ResultsConfig
@@ -20,7 +21,13 @@ STAGES = {
     "train_ODPrediction": FlowTrainingConfig,
     "test_ODPrediction": FlowTestConfig,
 }
-COMMANDS = {"synthetic": config.SyntheticConfig, "evaluate": EvaluateConfig, "results": ResultsConfig, "map": config.MapConfig}
+COMMANDS = {
+    "synthetic": config.SyntheticConfig,
+    "acquire": AcquireConfig,
+    "evaluate": EvaluateConfig,
+    "results": ResultsConfig,
+    "map": config.MapConfig,
+}
 
 
 def read_recipe(stage, *flags):

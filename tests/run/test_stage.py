@@ -52,6 +52,11 @@ def test_a_stage_that_is_done_returns_0_and_writes_run_json(tmp_path, capsys):
     ]
 
 
+def test_work_that_only_looked_writes_nothing(tmp_path):
+    assert run_stage("plan", Settings(folder=str(tmp_path)), lambda config, ledger: None) == 0
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_users_error_is_one_line_and_status_2(tmp_path, capsys):
     def work(config: Settings, ledger: Ledger) -> Path:
         raise InputError("scene a.tif does not exist; check the path")

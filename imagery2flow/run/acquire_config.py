@@ -1,0 +1,93 @@
+"""The settings of ``python -m imagery2flow acquire``; see ``run.config`` for how settings work."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from imagery2flow.run.config import require
+
+KINDS = ("units", "flows", "population")
+FIRST_VINTAGE, LAST_VINTAGE = 2010, 2025
+NEW_TRACTS = 2020  # the first vintage of the tracts of the 2020 census
+LODES_YEARS = {7: (2002, 2019), 8: (2002, 2023)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AcquireConfig:
+    """Fetch a region's census tracts, commuting flows (LODES) and population; files that have come are kept and used again.
+
+    Args:
+        region: Name of the region; M1 to M10 are the published metropolitan areas, any other needs --state_county, --cbsa or --units.
+        year: Year of the flows: 2002 to 2023, with tracts of the 2010 census to 2019.
+        what: Which data: units, flows, population.
+        data_root: Folder under which <region>/units.gpkg, flows_<year>.csv and population.csv are written.
+        state_county: Counties by their five digits: 11001 36061.
+        cbsa: One of the ten published metropolitan areas by its five digits: 35620.
+        units: File of tracts that you have, with ids of eleven digits.
+        job_type: LODES jobs: JT00 all, JT01 primary, JT02 private, JT03 private primary, JT04 federal, JT05 federal primary.
+        vintage: TIGER year of the tracts; 2010 to 2019 are tracts of the 2010 census (LODES7), 2020 and later of the 2020 census (LODES8).
+        addresses: YAML file that replaces addresses of data, by mirrors for example.
+        cache: Folder of what was fetched; default <data_root>/downloads.
+        dry_run: Print what would be fetched, from where and how large it is; fetch nothing.
+    """
+
+    region: str
+    year: int = 2020
+    what: list[str] = field(default_factory=lambda: list(KINDS))
+    data_root: str = "data"
+    state_county: list[str] = field(default_factory=list)
+    cbsa: str | None = None
+    units: str | None = None
+    job_type: Literal["JT00", "JT01", "JT02", "JT03", "JT04", "JT05"] = "JT00"
+    vintage: int = NEW_TRACTS
+    addresses: str | None = None
+    cache: str | None = None
+    dry_run: bool = False
+
+    def __post_init__(self) -> None:
+        is_name = self.region not in ("", ".", "..") and not set(self.region) & set("/\\\0")
+        require(is_name, "region", self.region, "a name without slashes")
+        known = bool(self.what) and set(self.what) <= set(KINDS)
+        require(known, "what", " ".join(self.what) or "(none)", f"some of {', '.join(KINDS)}")
+        places = [name for name in ("state_county", "cbsa", "units") if getattr(self, name)]
+        for name in places[1:]:
+            value = getattr(self, name)
+            require(
+                False, name, value if isinstance(value, str) else " ".join(value), f"left out beside --{places[0]}: name the place once"
+            )
+        require(FIRST_VINTAGE <= self.vintage <= LAST_VINTAGE, "vintage", self.vintage, f"{FIRST_VINTAGE} to {LAST_VINTAGE}")
+        first, last = LODES_YEARS[self.lodes_version]
+        available = "flows" not in self.what or first <= self.year <= last
+        require(
+            available,
+            "year",
+            self.year,
+            f"{first} to {last}, the years of LODES{self.lodes_version}, which has the tracts of --vintage {self.vintage}",
+        )
+
+    @property
+    def lodes_version(self) -> int:
+        """7 has the blocks of the 2010 census, 8 those of 2020."""
+        return 8 if self.vintage >= NEW_TRACTS else 7
+
+    @property
+    def census(self) -> int:
+        """Census whose tracts these are."""
+        return NEW_TRACTS if self.vintage >= NEW_TRACTS else FIRST_VINTAGE
+
+    @property
+    def id_column(self) -> str:
+        """Name of the column of tract ids, which says of which census they are."""
+        return "GEOID20" if self.census == NEW_TRACTS else "GEOID10"
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the region."""
+        return Path(self.data_root) / self.region
+
+    @property
+    def cache_folder(self) -> Path:
+        """Folder of what was fetched."""
+        return Path(self.cache) if self.cache else Path(self.data_root) / "downloads"

@@ -1,0 +1,54 @@
+"""Settings of ``python -m imagery2flow acquire``: flags, types, ranges."""
+
+import pytest
+
+from imagery2flow.run.acquire_config import AcquireConfig
+from imagery2flow.run.cli import parse_config
+
+
+def parse(flags):
+    return parse_config("acquire", AcquireConfig, ["--region", "M1", *flags.split()])
+
+
+def test_numbers_of_places_stay_text(tmp_path):
+    config = parse("--state_county 01001 36061 --what units")
+    assert config.state_county == ["01001", "36061"] and config.what == ["units"]
+    assert parse("--cbsa 35620").cbsa == "35620"
+    (tmp_path / "a.yaml").write_text('cbsa: "35620"\n')
+    assert parse(f"--config {tmp_path}/a.yaml").cbsa == "35620"
+
+
+def test_the_vintage_decides_census_and_lodes():
+    new, old = parse("--year 2022"), parse("--vintage 2015 --year 2019")
+    assert (new.census, new.lodes_version, new.id_column) == (2020, 8, "GEOID20")
+    assert (old.census, old.lodes_version, old.id_column) == (2010, 7, "GEOID10")
+    assert str(new.cache_folder) == "data/downloads" and str(parse("--cache x").cache_folder) == "x"
+
+
+def test_the_year_matters_to_flows_only():
+    assert parse("--year 2024 --what units population").year == 2024
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ("--what unit", "--what unit must be some of units, flows, population"),
+        ("--what", "--what (none) must be some of units"),
+        ("--year 2024", "--year 2024 must be 2002 to 2023, the years of LODES8, which has the tracts of --vintage 2020"),
+        ("--year 2001", "--year 2001 must be 2002 to 2023"),
+        ("--year 2020 --vintage 2010", "--year 2020 must be 2002 to 2019, the years of LODES7, which has the tracts of --vintage 2010"),
+        ("--vintage 2000", "--vintage 2000 must be 2010 to 2025"),
+        ("--cbsa 35620 --units my.gpkg", "--units my.gpkg must be left out beside --cbsa: name the place once"),
+        ("--state_county 36061 --cbsa 35620", "--cbsa 35620 must be left out beside --state_county"),
+        ("--region a/b", "--region a/b must be a name without slashes"),
+        ("--region ..", "--region .. must be a name"),
+        ("--job_type JT09", "--job_type JT09 must be one of"),
+        ("--year soon", "--year soon must be a whole number"),
+    ],
+)
+def test_bad_settings_are_one_sentence(capsys, flags, says):
+    with pytest.raises(SystemExit) as end:
+        parse(flags)
+    assert end.value.code == 2
+    error = capsys.readouterr().err
+    assert says in error and error.count("\n") == 1
