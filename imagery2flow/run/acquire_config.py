@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
 from typing import Literal
 
 from imagery2flow.run.config import require
 
-KINDS = ("units", "flows", "population")
+KINDS = ("units", "flows", "population")  # by default; imagery takes hours and has to be asked for
+RGB_NIR = ("blue", "green", "red", "nir")
+SENSOR_BANDS = {"s2": RGB_NIR} | dict.fromkeys(("l8", "l7", "l5"), (*RGB_NIR, "swir1", "swir2"))
+TILE_PIXELS = 256  # side of the tiles that imagery is stored in
 FIRST_VINTAGE, LAST_VINTAGE = 2010, 2025
 NEW_TRACTS = 2020  # the first vintage of the tracts of the 2020 census
 LODES_YEARS = {7: (2002, 2019), 8: (2002, 2023)}
@@ -16,20 +21,27 @@ LODES_YEARS = {7: (2002, 2019), 8: (2002, 2023)}
 
 @dataclass(frozen=True, kw_only=True)
 class AcquireConfig:
-    """Fetch a region's census tracts, commuting flows (LODES) and population; files that have come are kept and used again.
+    """Fetch a region's census tracts, commuting flows (LODES), population and imagery; files that have come are kept and used again.
 
     Args:
         region: Name of the region; M1 to M10 are the published metropolitan areas, any other needs --state_county, --cbsa or --units.
-        year: Year of the flows: 2002 to 2023, with tracts of the 2010 census to 2019.
-        what: Which data: units, flows, population.
-        data_root: Folder under which <region>/units.gpkg, flows_<year>.csv and population.csv are written.
+        year: Year of the flows (2002 to 2023, with tracts of the 2010 census to 2019) and of the imagery.
+        what: Which data: units, flows, population, and, if asked for, imagery.
+        data_root: Folder under which <region>/units.gpkg, flows_<year>.csv, population.csv and <sensor>_<year>.tif are written.
         state_county: Counties by their five digits: 11001 36061.
         cbsa: One of the ten published metropolitan areas by its five digits: 35620.
-        units: File of tracts that you have, with ids of eleven digits.
+        units: File of tracts that you have, with ids of eleven digits; for imagery alone any areal units.
         job_type: LODES jobs: JT00 all, JT01 primary, JT02 private, JT03 private primary, JT04 federal, JT05 federal primary.
         vintage: TIGER year of the tracts; 2010 to 2019 are tracts of the 2010 census (LODES7), 2020 and later of the 2020 census (LODES8).
         addresses: YAML file that replaces addresses of data, by mirrors for example.
         cache: Folder of what was fetched; default <data_root>/downloads.
+        sensor: Satellite of the imagery: s2 Sentinel-2 (10 m), l8 Landsat 8 and 9, l7 Landsat 7, l5 Landsat 5 (30 m).
+        season: First and last day of the images that are combined, month-day/month-day, within the year.
+        max_cloud: Largest cloud cover of an image in percent, as its catalogue states it.
+        bands: Bands of the imagery, in that order: blue green red nir, of Landsat also swir1 swir2; default all of these.
+        catalogue: Where imagery is searched: earth_search, or planetary_computer, which needs the package planetary-computer.
+        without: Ids of images that are not used, such as one whose file is damaged.
+        block: Side in pixels of the parts in which imagery is combined, a multiple of 256; less takes less memory.
         dry_run: Print what would be fetched, from where and how large it is; fetch nothing.
     """
 
@@ -44,13 +56,20 @@ class AcquireConfig:
     vintage: int = NEW_TRACTS
     addresses: str | None = None
     cache: str | None = None
+    sensor: Literal["s2", "l8", "l7", "l5"] = "s2"
+    season: str = "06-01/09-30"
+    max_cloud: float = 40.0
+    bands: list[str] = field(default_factory=list)
+    catalogue: Literal["earth_search", "planetary_computer"] = "earth_search"
+    without: list[str] = field(default_factory=list)
+    block: int = 1024
     dry_run: bool = False
 
     def __post_init__(self) -> None:
         is_name = self.region not in ("", ".", "..") and not set(self.region) & set("/\\\0")
         require(is_name, "region", self.region, "a name without slashes")
-        known = bool(self.what) and set(self.what) <= set(KINDS)
-        require(known, "what", " ".join(self.what) or "(none)", f"some of {', '.join(KINDS)}")
+        known = bool(self.what) and set(self.what) <= {*KINDS, "imagery"}
+        require(known, "what", " ".join(self.what) or "(none)", f"some of {', '.join(KINDS)}, imagery")
         places = [name for name in ("state_county", "cbsa", "units") if getattr(self, name)]
         for name in places[1:]:
             value = getattr(self, name)
@@ -66,6 +85,41 @@ class AcquireConfig:
             self.year,
             f"{first} to {last}, the years of LODES{self.lodes_version}, which has the tracts of --vintage {self.vintage}",
         )
+        self.check_imagery()
+
+    def check_imagery(self) -> None:
+        """Refuses settings of the imagery that are out of range.
+
+        Raises:
+            InputError: A setting is out of range.
+        """
+        rule = f"a first and a later last day of {self.year}, such as 06-01/09-30"
+        days = self.season_days if re.fullmatch(r"\d\d-\d\d/\d\d-\d\d", self.season) else None
+        require(days is not None and days[0] <= days[1], "season", self.season, rule)
+        require(0 <= self.max_cloud <= 100, "max_cloud", self.max_cloud, "0 to 100 percent")
+        available = SENSOR_BANDS[self.sensor]
+        is_set = set(self.bands) <= set(available) and len(set(self.bands)) == len(self.bands)
+        require(is_set, "bands", " ".join(self.bands), f"some of {', '.join(available)}, each once")
+        require(self.block > 0 and self.block % TILE_PIXELS == 0, "block", self.block, f"a multiple of {TILE_PIXELS}")
+
+    @property
+    def season_days(self) -> tuple[date, date] | None:
+        """First and last day of the imagery; None where the calendar has no such day."""
+        try:
+            first, last = (date.fromisoformat(f"{self.year:04}-{day}") for day in self.season.split("/"))
+        except ValueError:
+            return None
+        return first, last
+
+    @property
+    def imagery_bands(self) -> tuple[str, ...]:
+        """Bands of the imagery, in their order."""
+        return tuple(self.bands) or SENSOR_BANDS[self.sensor]
+
+    @property
+    def imagery_path(self) -> Path:
+        """The imagery."""
+        return self.folder / f"{self.sensor}_{self.year}.tif"
 
     @property
     def lodes_version(self) -> int:

@@ -1,4 +1,4 @@
-"""``python -m imagery2flow acquire``: a region's units, flows and population from public sources into the places where the stages look."""
+"""``python -m imagery2flow acquire``: a region's units, flows, population and imagery from public sources into the places where the stages look."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from imagery2flow.run.errors import InputError, shown
 from imagery2flow.run.files import check_output_folder, replacing, write_table
 from imagery2flow.run.stage import Ledger
 from imagery2flow.sources.addresses import read_addresses
+from imagery2flow.sources.composite import fetch_imagery, print_imagery_plan
 from imagery2flow.sources.download import Downloader, NoAnswerError, Remote
 from imagery2flow.sources.lodes import TRACT_DIGITS, fetch_flows, flow_files
 from imagery2flow.sources.places import STATES, find_counties
@@ -22,7 +23,7 @@ UnitReader = Callable[[str | Path, str | None, Ledger], gpd.GeoDataFrame]
 
 
 def acquire(config: AcquireConfig, ledger: Ledger, read_units: UnitReader) -> Path | None:
-    """Fetches what is not there yet and writes units.gpkg, flows_<year>.csv and population.csv; returns the path of the run file, None of a dry run.
+    """Fetches what is not there yet and writes units.gpkg, flows_<year>.csv, population.csv and imagery; returns the path of the run file, None of a dry run.
 
     Args:
         config: Settings.
@@ -43,7 +44,10 @@ def acquire(config: AcquireConfig, ledger: Ledger, read_units: UnitReader) -> Pa
     if units is None and "units" not in config.what:
         raise InputError(f"region {config.region} has no units.gpkg in {config.folder}; add units to --what, or give --units")
     if config.dry_run:
-        print_plan(plan(config, units, counties, addresses), downloader)
+        if set(config.what) != {"imagery"}:
+            print_plan(plan(config, units, counties, addresses), downloader)
+        if "imagery" in config.what:
+            print_imagery_plan(units, config, addresses, ledger)
         return None
     if units is None:
         units = fetch_tracts(counties, config, addresses, downloader, ledger)
@@ -59,6 +63,8 @@ def acquire(config: AcquireConfig, ledger: Ledger, read_units: UnitReader) -> Pa
         population = fetch_population(tracts, config, addresses, downloader, ledger)
         write_table(config.folder / "population.csv", population)
         ledger.went_out.update({"units with population": len(population), "residents": int(population["population"].sum())})
+    if "imagery" in config.what:
+        fetch_imagery(units, config, addresses, ledger)
     return config.folder / "acquire_run.json"
 
 
@@ -75,7 +81,8 @@ def present_units(config: AcquireConfig, counties: Sequence[str], ledger: Ledger
     if units is None:
         return None
     path = config.units if there is None else target
-    check_tracts(units, f"units {path}", config)
+    if set(config.what) != {"imagery"}:
+        check_tracts(units, f"units {path}", config)
     if there is None:
         return units
     other = given is not None and set(given.index) != set(there.index)

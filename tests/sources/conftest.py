@@ -74,34 +74,36 @@ class Handler(BaseHTTPRequestHandler):
         faults = server.faults.get(self.path, [])
         fault = faults.pop(0) if faults else Fault()
         time.sleep(fault.silent_s)
-        if fault.location or fault.status or self.path not in server.files:
+        path = self.path if self.path in server.files else self.path.partition("?")[0]
+        if fault.location or fault.status or path not in server.files:
             self.send_response(302 if fault.location else fault.status or 404)
             if fault.location:
                 self.send_header("Location", fault.location)
             self.send_header("Content-Length", "0")
             self.end_headers()
             return
-        self.send_file(server.files[self.path], fault, body)
+        self.send_file(server.files[path], fault, body)
 
     def send_file(self, content: bytes, fault: Fault, body: bool) -> None:
         edition = f'"{hashlib.md5(content).hexdigest()}"'
-        wanted = self.headers.get("Range", "")
-        begin = int(wanted.removeprefix("bytes=").removesuffix("-")) if wanted and self.headers["If-Range"] == edition else 0
+        wanted = self.headers.get("Range", "") if self.headers.get("If-Range", edition) == edition else ""
+        first, _, last = wanted.removeprefix("bytes=").partition("-")
+        begin, end = int(first or 0), min(int(last or len(content)) + 1, len(content))
         if begin >= len(content) > 0:
             self.send_response(416)
             self.send_header("Content-Length", "0")
             self.end_headers()
             return
-        self.send_response(206 if begin else 200)
-        if begin:
-            self.send_header("Content-Range", f"bytes {begin}-{len(content) - 1}/{len(content)}")
+        self.send_response(206 if wanted else 200)
+        if wanted:
+            self.send_header("Content-Range", f"bytes {begin}-{end - 1}/{len(content)}")
         if self.files_of.has_editions:
             self.send_header("ETag", edition)
-        self.send_header("Content-Length", str(len(content) - begin))
+        self.send_header("Content-Length", str(end - begin))
         self.end_headers()
         if body:
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the other side may have left
-                self.wfile.write(content[begin:][: fault.sends])
+                self.wfile.write(content[begin:end][: fault.sends])
 
 
 @pytest.fixture

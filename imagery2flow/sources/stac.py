@@ -1,0 +1,275 @@
+"""Satellite images in public STAC catalogues: which there are over a place in a season, and one image on a grid, as reflectance with its mask.
+
+Every image becomes surface reflectance x 10,000 in uint16, 0 where nothing is known; a reflectance of 0 and below is 1. So all sensors and years have one scale.
+
+Sentinel-2 Level-2A: reflectance = (DN + offset) / 10,000, the offset -1000 from processing baseline 04.00 on, unless the catalogue has removed it already; 0 is no data
+(sentiwiki.copernicus.eu/web/s2-products). Of the scene classification the classes 4 vegetation, 5 not vegetated, 6 water, 7 unclassified and 11 snow or ice are kept;
+0 no data, 1 saturated or defective, 2 dark, 3 cloud shadow, 8 and 9 cloud, 10 thin cirrus are not (sentiwiki.copernicus.eu/web/s2-processing).
+
+Landsat Collection 2 Level 2: reflectance = DN x 0.0000275 - 0.2, 0 is fill; of QA_PIXEL bit 0 is fill, 1 dilated cloud, 2 cirrus, 3 cloud, 4 cloud shadow
+(usgs.gov/landsat-missions: Landsat Collection 2 Surface Reflectance, and Quality Assessment Bands; the same in the example
+Landsat8SurfaceReflectance.js of google/earthengine-api).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import rasterio
+import shapely
+
+from imagery2flow.run.acquire_config import AcquireConfig
+from imagery2flow.run.errors import InputError, first_sentence
+from imagery2flow.run.stage import Ledger
+from imagery2flow.sources.download import ATTEMPTS, CONNECT_TIMEOUT_S, PASSING_STATUS, SILENCE_TIMEOUT_S, reason
+
+if TYPE_CHECKING:
+    from odc.geo.geobox import GeoBox
+    from pystac import Item
+
+RETRY_PAUSE_S = 1.0
+CLEAR_CLASSES = (4, 5, 6, 7, 11)
+QA_PIXEL_UNCLEAR = 0b11111
+BASELINE_OF_OFFSET, SENTINEL2_OFFSET = 4.0, -1000
+LANDSAT_SCALE, LANDSAT_OFFSET = 0.275, -2000  # those of the product, x 10,000
+LARGEST = np.iinfo(np.uint16).max
+READERS = 4  # threads: the bands of an image come side by side
+
+
+@dataclass(frozen=True)
+class Sensor:
+    """What the catalogues call a sensor's images.
+
+    Attributes:
+        collection: Name of the collection.
+        platforms: Satellites, in small letters.
+        gsd_m: Side of a pixel.
+        origin_m: Where the edges of pixels lie: multiples of ``gsd_m`` plus this. Of Landsat the centres lie on multiples.
+        assets: Names that a band's file has in one catalogue or another, by band; ``mask`` is the scene classification or QA_PIXEL.
+    """
+
+    collection: str
+    platforms: tuple[str, ...]
+    gsd_m: int
+    origin_m: int
+    assets: dict[str, tuple[str, ...]]
+
+    @property
+    def is_landsat(self) -> bool:
+        """Whether the images are Landsat's."""
+        return self.collection.startswith("landsat")
+
+
+SENTINEL2_ASSETS: dict[str, tuple[str, ...]] = {
+    "blue": ("blue", "B02"),
+    "green": ("green", "B03"),
+    "red": ("red", "B04"),
+    "nir": ("nir", "B08"),
+    "mask": ("scl", "SCL"),
+}
+LANDSAT_ASSETS: dict[str, tuple[str, ...]] = {name: (name,) for name in ("blue", "green", "red")} | {
+    "nir": ("nir08",),
+    "swir1": ("swir16",),
+    "swir2": ("swir22",),
+    "mask": ("qa_pixel",),
+}
+SENSORS = {
+    "s2": Sensor("sentinel-2-l2a", ("sentinel-2a", "sentinel-2b", "sentinel-2c"), 10, 0, SENTINEL2_ASSETS),
+    "l8": Sensor("landsat-c2-l2", ("landsat-8", "landsat-9"), 30, 15, LANDSAT_ASSETS),
+    "l7": Sensor("landsat-c2-l2", ("landsat-7",), 30, 15, LANDSAT_ASSETS),
+    "l5": Sensor("landsat-c2-l2", ("landsat-5",), 30, 15, LANDSAT_ASSETS),
+}
+
+
+def gdal_over_http() -> dict[str, Any]:
+    """How GDAL reads files over HTTP: it asks for nothing but the file, and tries again what may pass."""
+    return {
+        "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
+        "GDAL_HTTP_MAX_RETRY": ATTEMPTS - 1,
+        "GDAL_HTTP_RETRY_DELAY": RETRY_PAUSE_S,
+        "GDAL_HTTP_CONNECTTIMEOUT": CONNECT_TIMEOUT_S,
+        "GDAL_HTTP_TIMEOUT": SILENCE_TIMEOUT_S,
+        "GDAL_HTTP_MERGE_CONSECUTIVE_RANGES": True,
+        "VSI_CACHE": True,
+    }
+
+
+def find_items(footprint: shapely.Geometry, config: AcquireConfig, address: str, ledger: Ledger) -> list[Item]:
+    """Images of the sensor, place and season that are clear enough, by time and id.
+
+    Args:
+        footprint: The place, in degrees (EPSG:4326).
+        config: Settings.
+        address: Address of the catalogue.
+        ledger: Takes how many were found and which are left out.
+
+    Raises:
+        InputError: The catalogue does not answer, a package is missing, or no image is left.
+    """
+    check_packages(config)
+    found = {item.id: item for item in search(footprint, config, address)}
+    ledger.take_in("images found", len(found))
+    chosen, left_out = [], 0
+    for item in sorted(found.values(), key=lambda item: (str(item.datetime), item.id)):
+        problem = why_not(item, footprint, config)
+        if problem is None:
+            chosen.append(item)
+        else:
+            ledger.leave_out(problem, [item.id])
+            left_out += 1
+    if not chosen:
+        raise InputError(
+            f"{config.catalogue} has no image of --sensor {config.sensor} over region {config.region} in {config.season} of {config.year} that may be used "
+            f"({left_out} found and left out, --max_cloud {config.max_cloud:g}); widen --season or --max_cloud, or name another --year or --sensor"
+        )
+    return chosen
+
+
+def check_packages(config: AcquireConfig) -> None:
+    """Refuses to begin without the packages.
+
+    Raises:
+        InputError: One is missing.
+    """
+    try:
+        import odc.stac  # noqa: F401
+        import pystac_client  # noqa: F401
+    except ImportError as error:
+        raise InputError(
+            'acquiring imagery needs the packages pystac-client and odc-stac; install them with: pip install "imagery2flow[acquire]"'
+        ) from error
+    signer(config)
+
+
+def signer(config: AcquireConfig) -> Callable[[str], str] | None:
+    """What makes an address readable: the Planetary Computer signs its own, for an hour or less; others need nothing.
+
+    Raises:
+        InputError: The package that signs is missing.
+    """
+    if config.catalogue != "planetary_computer":
+        return None
+    try:
+        import planetary_computer
+    except ImportError as error:
+        raise InputError(
+            "--catalogue planetary_computer needs the package planetary-computer; install it with: pip install planetary-computer"
+        ) from error
+    return planetary_computer.sign
+
+
+def search(footprint: shapely.Geometry, config: AcquireConfig, address: str) -> list[Item]:
+    """Everything that the catalogue has of the collection, the place's bounds and the season: what is left out is seen.
+
+    Raises:
+        InputError: The catalogue does not answer, or with something else.
+    """
+    import pystac_client
+    from pystac_client.stac_api_io import StacApiIO
+    from urllib3 import Retry
+
+    assert config.season_days is not None
+    retry = Retry(total=ATTEMPTS - 1, backoff_factor=RETRY_PAUSE_S, status_forcelist=PASSING_STATUS, allowed_methods=None)
+    try:
+        client = pystac_client.Client.open(address, stac_io=StacApiIO(max_retries=retry, timeout=(CONNECT_TIMEOUT_S, SILENCE_TIMEOUT_S)))
+        found = client.search(
+            method="GET",
+            collections=[SENSORS[config.sensor].collection],
+            bbox=list(footprint.bounds),
+            datetime="/".join(f"{day}T{time}Z" for day, time in zip(config.season_days, ("00:00:00", "23:59:59"), strict=True)),
+            limit=100,
+        )
+        return list(found.items())
+    except Exception as error:  # a catalogue that is none raises a dozen classes, depending on what it answers
+        raise InputError(
+            f"--catalogue {config.catalogue} at {address} cannot be searched ({reason(error)}); try again later, or name a mirror with --addresses"
+        ) from error
+
+
+def why_not(item: Item, footprint: shapely.Geometry, config: AcquireConfig) -> str | None:
+    """Why an image is not used; None where it is."""
+    sensor, properties = SENSORS[config.sensor], item.properties
+    if item.id in config.without:
+        return "images named by --without"
+    if str(properties.get("platform", "")).lower() not in sensor.platforms:
+        return "images of another satellite"
+    if properties.get("landsat:collection_category", "T1") != "T1":
+        return "images of tier 2, whose position is less exact"
+    if item.geometry is not None and not shapely.geometry.shape(item.geometry).intersects(footprint):
+        return "images beside the units"
+    if properties.get("eo:cloud_cover", 0) > config.max_cloud:
+        return f"images with more than {config.max_cloud:g} percent of cloud"
+    absent = [band for band in (*config.imagery_bands, "mask") if asset_name(item, sensor, band) is None]
+    return f"images without {', '.join(absent)}" if absent else None
+
+
+def asset_name(item: Item, sensor: Sensor, band: str) -> str | None:
+    """What the catalogue calls the file of a band; None where it has none."""
+    return next((name for name in sensor.assets[band] if name in item.assets), None)
+
+
+def offset_to_remove(item: Item) -> int:
+    """What is still to be added to the digital numbers of a Sentinel-2 image: -1000 or 0."""
+    if item.properties.get("earthsearch:boa_offset_applied"):
+        return 0
+    return SENTINEL2_OFFSET if float(item.properties.get("s2:processing_baseline", 0)) >= BASELINE_OF_OFFSET else 0
+
+
+def read_item(item: Item, grid: GeoBox, config: AcquireConfig) -> tuple[np.ndarray, np.ndarray]:
+    """One image on a grid; the nearest pixel where its own grid is another.
+
+    Returns:
+        Reflectance x 10,000 [num_bands, height, width] in uint16, and valid [height, width]: clear, and known in every band.
+
+    Raises:
+        InputError: A file cannot be read.
+    """
+    import odc.stac
+
+    sensor = SENSORS[config.sensor]
+    names = [asset_name(item, sensor, band) for band in (*config.imagery_bands, "mask")]
+    try:
+        with rasterio.Env(**gdal_over_http()):
+            loaded = odc.stac.load(
+                [item],
+                bands=[str(name) for name in names],
+                geobox=grid,
+                resampling="nearest",
+                dtype="uint16",
+                nodata=0,
+                pool=READERS,
+                patch_url=signer(config),
+            )
+    except (rasterio.errors.RasterioError, OSError) as error:
+        raise InputError(unreadable(item, config, error)) from error
+    numbers = np.stack([loaded[name].to_numpy()[0] for name in names])  # [num_bands + 1, height, width]
+    numbers, mask = numbers[:-1], numbers[-1]
+    valid = (numbers > 0).all(axis=0) & is_clear(mask, sensor)
+    return reflectance(numbers, item, sensor), valid
+
+
+def unreadable(item: Item, config: AcquireConfig, error: Exception) -> str:
+    """The sentence for an image that cannot be read."""
+    remedy = "run the same command later, or leave the image out with --without"
+    if SENSORS[config.sensor].is_landsat and config.catalogue == "earth_search":
+        remedy += (
+            "; Landsat lies there in a bucket whose readers need an account and pay, --catalogue planetary_computer has it for nothing"
+        )
+    return f"image {item.id} of {config.catalogue} cannot be read ({first_sentence(error.__cause__ or error)}); {remedy}"
+
+
+def is_clear(mask: np.ndarray, sensor: Sensor) -> np.ndarray:
+    """Which pixels show the ground: neither cloud nor its shadow."""
+    return (mask & QA_PIXEL_UNCLEAR) == 0 if sensor.is_landsat else np.isin(mask, CLEAR_CLASSES)
+
+
+def reflectance(numbers: np.ndarray, item: Item, sensor: Sensor) -> np.ndarray:
+    """Reflectance x 10,000 from digital numbers, 1 to 65,535; the shape stays."""
+    if sensor.is_landsat:
+        values = np.rint(numbers * np.float32(LANDSAT_SCALE) + LANDSAT_OFFSET)
+    else:
+        values = numbers.astype(np.int32) + offset_to_remove(item)
+    return np.clip(values, 1, LARGEST).astype(np.uint16)

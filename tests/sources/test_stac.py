@@ -1,0 +1,359 @@
+"""Imagery from a STAC catalogue of this machine: made images, served over HTTP, read by the code that reads the real ones."""
+
+import json
+from datetime import date
+from pathlib import Path
+
+import geopandas as gpd
+import numpy as np
+import pandas as pd
+import pytest
+import rasterio
+import shapely
+from affine import Affine
+from rasterio.io import MemoryFile
+from rasterio.warp import transform_bounds
+
+from imagery2flow.__main__ import main
+from imagery2flow.imagery.scene import open_scene
+from imagery2flow.run.acquire_config import AcquireConfig
+from imagery2flow.sources import composite, stac
+from tests.sources.conftest import Fault, FileServer
+
+LEFT_M, TOP_M = 500_000, 3_600_000  # of the imagery, in zone 16
+SIDE = 300  # pixels of an image, more than a block has
+UNITS_M = (LEFT_M + 203, TOP_M - 2897, LEFT_M + 2895, TOP_M - 207)  # 27 rows and columns of pixels short of the images
+VEGETATION, CLOUD, SHADOW = 4, 9, 3
+RED_OF_S2 = {"blue": "B02", "green": "B03", "red": "B04", "nir": "B08", "scl": "SCL"}
+
+
+def image(values: np.ndarray, crs: str, left: float, top: float, gsd_m: float) -> bytes:
+    with MemoryFile() as memory:
+        shape = {"height": values.shape[0], "width": values.shape[1], "count": 1, "dtype": values.dtype}
+        transform = Affine(gsd_m, 0, left, 0, -gsd_m, top)
+        with memory.open(
+            driver="GTiff", crs=crs, transform=transform, nodata=0, tiled=True, blockxsize=64, blockysize=64, **shape
+        ) as dataset:
+            dataset.write(values, 1)
+        return memory.read()
+
+
+class Catalogue:
+    """A STAC API with one page of items."""
+
+    def __init__(self, server: FileServer) -> None:
+        self.server, self.features = server, []
+        links = [{"rel": "search", "href": f"{server.url}/stac/search", "type": "application/geo+json", "method": "GET"}]
+        conforms = ["https://api.stacspec.org/v1.0.0/core", "https://api.stacspec.org/v1.0.0/item-search"]
+        root = {"type": "Catalog", "id": "here", "stac_version": "1.0.0", "description": "-", "links": links, "conformsTo": conforms}
+        server.files["/stac"] = json.dumps(root).encode()
+        self.publish()
+
+    def publish(self) -> None:
+        answer = {"type": "FeatureCollection", "features": self.features, "links": []}
+        self.server.files["/stac/search"] = json.dumps(answer).encode()
+
+    def add(
+        self, name, arrays, day="2020-07-01", crs="EPSG:32616", left=LEFT_M, top=TOP_M, gsd_m=10, collection="sentinel-2-l2a", **properties
+    ):
+        """Publishes an item whose assets are ``arrays`` by name; the mask may be coarser."""
+        height, width = next(iter(arrays.values())).shape
+        bounds = transform_bounds(crs, "EPSG:4326", left, top - height * gsd_m, left + width * gsd_m, top)
+        assets = {}
+        for key, values in arrays.items():
+            path, coarser = f"/{name}/{key}.tif", width // values.shape[1]
+            self.server.files[path] = image(values, crs, left, top, gsd_m * coarser)
+            assets[key] = {"href": f"{self.server.url}{path}", "type": "image/tiff; application=geotiff; profile=cloud-optimized"}
+        given = {"platform": "sentinel-2a", "eo:cloud_cover": 10.0, **{key.replace("__", ":"): value for key, value in properties.items()}}
+        self.features.append(
+            {
+                "type": "Feature",
+                "stac_version": "1.0.0",
+                "id": name,
+                "collection": collection,
+                "geometry": shapely.geometry.mapping(shapely.box(*bounds)),
+                "bbox": bounds,
+                "properties": {"datetime": f"{day}T16:00:00Z", **given},
+                "assets": assets,
+                "links": [],
+            }
+        )
+        self.publish()
+
+
+def sentinel2(red, mask=VEGETATION, shape=(SIDE, SIDE)):
+    """Bands that differ by a thousand, and the classes at half the resolution."""
+    red = np.broadcast_to(np.uint16(red), shape)
+    bands = {
+        name: np.where(red > 0, red + 1000 * step, 0).astype("uint16") for step, name in ((1, "blue"), (2, "green"), (0, "red"), (3, "nir"))
+    }
+    coarse = tuple(side // 2 for side in shape)
+    return {**bands, "scl": np.array(np.broadcast_to(np.uint8(mask), coarse))}
+
+
+@pytest.fixture
+def catalogue(server, tmp_path, monkeypatch) -> Catalogue:
+    """The catalogue, mirror.yaml that names it, and units of the region."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(stac, "RETRY_PAUSE_S", 0.01)
+    Path("mirror.yaml").write_text(f"earth_search: {server.url}/stac\n")
+    Path("data/here").mkdir(parents=True)
+    gpd.GeoDataFrame({"geocode": ["a"]}, geometry=[shapely.box(*UNITS_M)], crs=32616).to_file("data/here/units.gpkg")
+    return Catalogue(server)
+
+
+def acquire(flags=""):
+    return main(["acquire", "--region", "here", "--what", "imagery", "--addresses", "mirror.yaml", *flags.split()])
+
+
+def refused(capsys, flags=""):
+    assert acquire(flags) == 2
+    assert not list(Path("data/here").glob("*.tif"))
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+def written(name="s2_2020"):
+    with rasterio.open(f"data/here/{name}.tif") as dataset:
+        return dataset.read()
+
+
+def ledger():
+    return json.loads(Path("data/here/acquire_run.json").read_text())["ledger"]
+
+
+def test_the_file_is_a_scene_that_the_stages_read(catalogue):
+    catalogue.add("one", sentinel2(3000))
+    assert acquire() == 0
+    scene = open_scene("data/here/s2_2020.tif")
+    assert scene.band_names == ("blue", "green", "red", "nir") and scene.nodata == (0,) and scene.dtype == "uint16"
+    assert scene.crs.to_epsg() == 32616 and (scene.width, scene.height) == (270, 270)
+    assert scene.transform == Affine(10, 0, LEFT_M + 200, 0, -10, TOP_M - 200)
+    with rasterio.open("data/here/s2_2020.tif") as dataset:
+        assert dataset.compression.name == "deflate" and dataset.profile["tiled"] and dataset.overviews(1) == [2]
+    assert [list(np.unique(band)) for band in written()] == [[4000], [5000], [3000], [6000]]
+
+
+def test_bands_come_in_the_order_asked(catalogue):
+    catalogue.add("one", sentinel2(3000))
+    assert acquire("--bands nir blue") == 0
+    assert open_scene("data/here/s2_2020.tif").band_names == ("nir", "blue")
+    assert written()[:, 0, 0].tolist() == [6000, 4000]
+    assert not any("red.tif" in path for path in catalogue.server.paths())
+
+
+def test_clouds_do_not_reach_the_median_and_cloud_of_all_dates_is_nodata(catalogue):
+    """Three dates of 100, 200, 600: the median of those that are clear, by hand."""
+    masks = np.full((3, SIDE // 2, SIDE // 2), VEGETATION, dtype="uint8")
+    masks[2, 20:30, 20:30] = CLOUD  # pixels 40 to 60 of the image, 20 to 40 of the composite
+    masks[:, 30:40, 20:30] = [[[CLOUD]], [[SHADOW]], [[0]]]
+    for number, red in enumerate((100, 200, 600)):
+        catalogue.add(f"date{number}", sentinel2(red, masks[number]), day=f"2020-0{number + 6}-15")
+    assert acquire() == 0
+    values = written()
+    expected = np.full((270, 270), 200)
+    expected[20:40, 20:40] = 150
+    expected[40:60, 20:40] = 0
+    assert np.array_equal(values[2], expected)
+    assert ((values == 0).all(axis=0) == (expected == 0)).all()
+    table = pd.read_csv("data/here/s2_2020_scenes.csv")
+    assert list(table.columns) == ["item", "datetime", "cloud_cover", "platform", "valid_share"]
+    assert list(table.item) == ["date0", "date1", "date2"]
+    assert np.allclose(table.valid_share, 1 - np.array([400, 400, 800]) / 270**2)
+
+
+@pytest.mark.parametrize("mask", [0, 1, 2, 3, 8, 9, 10])
+def test_classes_that_are_not_the_ground(catalogue, mask):
+    catalogue.add("unclear", sentinel2(9000, mask))
+    catalogue.add("clear", sentinel2(500, np.resize([4, 5, 6, 7, 11], (SIDE // 2, SIDE // 2))))
+    assert acquire("--bands red") == 0
+    assert (written() == 500).all()
+    assert ledger()["left_out"] == {"images without a clear pixel of the region": ["unclear"]}
+    assert ledger()["in"]["images found"] == 2 and ledger()["out"]["images used"] == 1
+
+
+def test_baselines_are_brought_to_one_scale(catalogue):
+    """One reflectance of .2, and one near 0 in the lowest pixel, in every form in which it is delivered."""
+    for name, red, properties in (
+        ("old", 2000, {"s2__processing_baseline": "02.14"}),
+        ("new", 3000, {"s2__processing_baseline": "05.11"}),
+        ("done", 2000, {"s2__processing_baseline": "05.11", "earthsearch__boa_offset_applied": True}),
+        ("not", 3000, {"s2__processing_baseline": "04.00", "earthsearch__boa_offset_applied": False}),
+    ):
+        catalogue.add(name, sentinel2(red), **properties)
+        path = Path("data/here/s2_2020.tif")
+        path.unlink(missing_ok=True)
+        assert acquire(f"--bands red --without {' '.join(item['id'] for item in catalogue.features[:-1])}") == 0
+        assert (written() == 2000).all(), name
+    catalogue.add("dark", sentinel2(400), s2__processing_baseline="05.11")
+    path.unlink()
+    assert acquire("--bands red --without old new done not") == 0
+    assert (written() == 1).all()  # dark, but known
+    assert any("of 1 of 1 images after an offset of -1000" in note for note in ledger()["notes"])
+
+
+def test_landsat_becomes_reflectance(catalogue):
+    """DN 14,545 is .2 (x 10,000: 1,999.875); on Landsat's own grid, whose edges lie between multiples of 30 m."""
+    names = ("blue", "green", "red", "nir08", "swir16", "swir22")
+    arrays = {
+        name: np.full((110, 110), number, dtype="uint16") for name, number in zip(names, (7273, 14545, 43636, 65535, 1, 7274), strict=True)
+    }
+    qa = np.full((110, 110), 21824, dtype="uint16")  # clear: bit 6, and low confidences
+    for bit in range(5):
+        qa[50, 40 + bit] |= 1 << bit
+    arrays["red"][60, 60] = 0
+    properties = {"collection": "landsat-c2-l2", "gsd_m": 30, "left": LEFT_M - 5, "top": TOP_M + 15, "platform": "landsat-9"}
+    catalogue.add("ours", {**arrays, "qa_pixel": qa}, **properties)
+    catalogue.add("coarse", {**arrays, "qa_pixel": qa}, **{**properties, "landsat__collection_category": "T2"})
+    catalogue.add("other", {**arrays, "qa_pixel": qa}, **{**properties, "platform": "landsat-7"})
+    assert acquire("--sensor l8") == 0
+    scene, values = open_scene("data/here/l8_2020.tif"), written("l8_2020")
+    assert scene.band_names == ("blue", "green", "red", "nir", "swir1", "swir2") and scene.transform.c % 30 == 15
+    assert values[:, -1, -1].tolist() == [1, 2000, 10000, 16022, 1, 1]
+    row, column = (round((TOP_M + 15 - scene.transform.f) / 30), round((scene.transform.c - LEFT_M + 5) / 30))
+    missing = {(r + row, c + column) for r, c in np.argwhere(values[0] == 0)}
+    assert missing == {(50, 40 + bit) for bit in range(5)} | {(60, 60)}
+    assert ledger()["left_out"] == {"images of another satellite": ["other"], "images of tier 2, whose position is less exact": ["coarse"]}
+
+
+def test_neighbours_of_two_zones_and_small_blocks(catalogue, monkeypatch):
+    """Blocks are never larger than asked, and change nothing; an image of the next zone fills what the first does not cover."""
+    random = np.random.default_rng(5)
+    catalogue.add("west", sentinel2(random.integers(1, 5000, (SIDE, 150)), shape=(SIDE, 150)))
+    bounds = transform_bounds("EPSG:32616", "EPSG:32617", LEFT_M, TOP_M - 3000, LEFT_M + 3000, TOP_M)
+    shape = (int((bounds[3] - bounds[1]) // 10) + 60, int((bounds[2] - bounds[0]) // 10) + 60)
+    shape = tuple(side // 2 * 2 for side in shape)
+    north_west = {"crs": "EPSG:32617", "left": bounds[0] // 10 * 10 - 200, "top": bounds[3] // 10 * 10 + 200}
+    catalogue.add("east", sentinel2(random.integers(7000, 9000, shape), shape=shape), day="2020-08-01", **north_west)
+    sizes = []
+    real = composite.composite
+    monkeypatch.setattr(composite, "composite", lambda items, part, config: sizes.append(tuple(part.shape)) or real(items, part, config))
+    assert acquire("--bands red --block 256") == 0
+    small, table = written(), pd.read_csv("data/here/s2_2020_scenes.csv")
+    assert sorted(sizes) == [(14, 14), (14, 256), (256, 14), (256, 256)]
+    for path in Path("data/here").glob("s2_2020*"):
+        path.unlink()
+    assert acquire("--bands red --block 512") == 0
+    print("DIFF", (written()!= small).mean())
+    assert np.array_equal(written(), small) and pd.read_csv("data/here/s2_2020_scenes.csv").equals(table)
+    assert (small[0, :, 130:] == 7000).all() and (small[0, :, :130] < 7000).all()
+    assert 0.47 < table.valid_share[0] < 0.49 and table.valid_share[1] == 1
+
+
+def test_an_image_that_is_not_used_is_named_with_the_reason(catalogue):
+    catalogue.add("clear", sentinel2(500))
+    catalogue.add("cloudy", sentinel2(500), eo__cloud_cover=40.5)
+    catalogue.add("limit", sentinel2(500), eo__cloud_cover=40.0)
+    catalogue.add("beside", sentinel2(500), left=LEFT_M + 20_000)
+    catalogue.add("bare", {"red": sentinel2(500)["red"]})
+    assert acquire("--bands red") == 0
+    assert ledger()["left_out"] == {
+        "images with more than 40 percent of cloud": ["cloudy"],
+        "images beside the units": ["beside"],
+        "images without mask": ["bare"],
+    }
+    assert list(pd.read_csv("data/here/s2_2020_scenes.csv").item) == ["clear", "limit"]
+
+
+def test_the_question_names_collection_place_and_season(catalogue):
+    catalogue.add("clear", sentinel2(500))
+    assert acquire("--season 03-02/05-31 --year 2021 --bands red") == 0
+    asked = next(path for path in catalogue.server.paths() if path.startswith("/stac/search"))
+    assert "collections=sentinel-2-l2a" in asked and "datetime=2021-03-02T00%3A00%3A00Z%2F2021-05-31T23%3A59%3A59Z" in asked
+    west, south, east, north = transform_bounds("EPSG:32616", "EPSG:4326", *UNITS_M)
+    bbox = asked.partition("bbox=")[2].partition("&")[0].split("%2C")
+    assert np.allclose([float(side) for side in bbox], [west, south, east, north], atol=1e-5)
+
+
+def test_names_of_the_other_catalogue(catalogue):
+    catalogue.add("one", {RED_OF_S2[name]: values for name, values in sentinel2(3000).items()}, platform="Sentinel-2A")
+    assert acquire() == 0
+    assert written()[:, 0, 0].tolist() == [4000, 5000, 3000, 6000]
+
+
+def test_what_is_there_is_not_fetched(catalogue):
+    catalogue.add("one", sentinel2(3000))
+    assert acquire() == 0
+    asked, before = len(catalogue.server.asked), Path("data/here/s2_2020.tif").read_bytes()
+    assert acquire() == 0
+    assert len(catalogue.server.asked) == asked and Path("data/here/s2_2020.tif").read_bytes() == before
+    assert any("s2_2020.tif is there: not fetched" in note for note in ledger()["notes"])
+
+
+def test_a_dry_run_lists_images_and_size(catalogue, capsys):
+    catalogue.add("one", sentinel2(3000), eo__cloud_cover=12.34)
+    catalogue.add("two", sentinel2(3000), eo__cloud_cover=99)
+    assert acquire("--dry_run") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [
+        "s2_2020.tif: 270 x 270 pixels of 10 m (EPSG:32616), blue, green, red, nir, out of 1 images:",
+        "  2020-07-01  cloud  12.3 %  one",
+        "left out: 1 images with more than 40 percent of cloud",
+    ]
+    assert not any(path.endswith(".tif") for path in catalogue.server.paths()) and not Path("data/here/s2_2020.tif").exists()
+
+
+def test_a_server_that_stumbles_changes_nothing(catalogue):
+    catalogue.add("one", sentinel2(3000))
+    path = "/one/red.tif"
+    catalogue.server.faults[path] = [Fault(status=503), Fault(status=500)]
+    catalogue.server.faults["/stac"] = [Fault(status=502)]
+    assert acquire("--bands red") == 0
+    assert (written() == 3000).all() and not catalogue.server.faults[path]
+
+
+def test_an_image_that_cannot_be_read_is_named_and_can_be_left_out(catalogue, capsys):
+    catalogue.add("good", sentinel2(3000))
+    catalogue.add("gone", sentinel2(5000))
+    del catalogue.server.files["/gone/scl.tif"]
+    sentence = refused(capsys, "--bands red")
+    assert "image gone of earth_search cannot be read" in sentence and "leave the image out with --without" in sentence
+    assert acquire("--bands red --without gone") == 0
+    assert (written() == 3000).all() and ledger()["left_out"] == {"images named by --without": ["gone"]}
+
+
+def test_landsat_of_earth_search_costs(catalogue, capsys):
+    arrays = {name: np.full((110, 110), 9000, dtype="uint16") for name in ("red", "qa_pixel")}
+    catalogue.add("ours", arrays, collection="landsat-c2-l2", gsd_m=30, platform="landsat-5")
+    catalogue.server.faults["/ours/red.tif"] = [Fault(status=403)] * 99
+    assert "--catalogue planetary_computer has it for nothing" in refused(capsys, "--sensor l5 --bands red")
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ("", "earth_search has no image of --sensor s2 over region here in 06-01/09-30 of 2020 that may be used (1 found and left out"),
+        ("--sensor l7", "earth_search has no image of --sensor l7"),
+        ("--catalogue planetary_computer", "needs the package planetary-computer; install it with"),
+    ],
+)
+def test_nothing_to_combine_is_one_sentence(catalogue, capsys, monkeypatch, flags, says):
+    monkeypatch.setitem(__import__("sys").modules, "planetary_computer", None)
+    catalogue.add("cloudy", sentinel2(500), eo__cloud_cover=90)
+    assert says in refused(capsys, flags)
+
+
+def test_a_catalogue_that_is_none_is_one_sentence(catalogue, capsys):
+    catalogue.server.files["/stac"] = b"<html>hello</html>"
+    assert "--catalogue earth_search at http" in (sentence := refused(capsys)) and "cannot be searched" in sentence
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ("--season summer", "--season summer must be a first and a later last day of 2020, such as 06-01/09-30"),
+        ("--season 11-01/02-28", "--season 11-01/02-28 must be a first and a later last day"),
+        ("--season 06-01/06-31", "--season 06-01/06-31 must be"),
+        ("--max_cloud 101", "--max_cloud 101.0 must be 0 to 100 percent"),
+        ("--bands red swir1", "--bands red swir1 must be some of blue, green, red, nir, each once"),
+        ("--bands red red", "each once"),
+        ("--block 100", "--block 100 must be a multiple of 256"),
+    ],
+)
+def test_settings_out_of_range(catalogue, capsys, flags, says):
+    with pytest.raises(SystemExit) as ended:
+        acquire(flags)
+    assert ended.value.code == 2 and says in capsys.readouterr().err
+
+
+def test_days_of_the_season():
+    assert AcquireConfig(region="x", year=2020, season="02-01/02-29").season_days == (date(2020, 2, 1), date(2020, 2, 29))
