@@ -22,7 +22,7 @@ def synthetic(argv: Sequence[str]) -> int:
 
 
 def acquire(argv: Sequence[str]) -> int:
-    """Fetches a region's tracts, flows and population from public sources."""
+    """Fetches a region's tracts, flows, population and imagery from public sources."""
     config = parse_config("python -m imagery2flow acquire", AcquireConfig, argv)
     from imagery2flow.imagery.units import read_units
     from imagery2flow.sources import acquire as work

@@ -2,6 +2,7 @@
 
 An image that cannot be read ends the run with a sentence that names it, and ``--without`` leaves it out: what is written follows from the settings,
 not from which servers answered. Tiles of one overpass overlap, so that a day may count twice in the median where they do.
+The size of the blocks changes nothing, but for images of another UTM zone: GDAL finds their pixels to an eighth of a pixel, from where the block lies.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from tqdm import tqdm
 from imagery2flow.run.acquire_config import TILE_PIXELS, AcquireConfig
 from imagery2flow.run.files import replacing, write_table
 from imagery2flow.run.stage import Ledger
-from imagery2flow.sources.stac import LARGEST, SENSORS, find_items, offset_to_remove, read_item
+from imagery2flow.sources.stac import LARGEST, SENSORS, cloud_cover_percent, find_items, offset_to_remove, read_item
 
 if TYPE_CHECKING:
     from odc.geo.geobox import GeoBox
@@ -53,7 +54,7 @@ def fetch_imagery(units: gpd.GeoDataFrame, config: AcquireConfig, addresses: dic
     table = {
         "item": [item.id for item in items],
         "datetime": [str(item.datetime) for item in items],
-        "cloud_cover": [item.properties.get("eo:cloud_cover") for item in items],
+        "cloud_cover": [cloud_cover_percent(item) for item in items],
         "platform": [item.properties["platform"] for item in items],
         "valid_share": [count / (grid.width * grid.height) for count in clear],
     }
@@ -76,7 +77,7 @@ def print_imagery_plan(units: gpd.GeoDataFrame | None, config: AcquireConfig, ad
         f"{', '.join(config.imagery_bands)}, out of {len(items)} images:"
     )
     for item in items:
-        print(f"  {item.datetime:%Y-%m-%d}  cloud {item.properties.get('eo:cloud_cover', float('nan')):5.1f} %  {item.id}")
+        print(f"  {item.datetime:%Y-%m-%d}  cloud {cloud_cover_percent(item):5.1f} %  {item.id}")
     print("; ".join(f"left out: {len(ids)} {why}" for why, ids in ledger.left_out.items()) or "none left out")
 
 

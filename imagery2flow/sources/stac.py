@@ -3,7 +3,8 @@
 Every image becomes surface reflectance x 10,000 in uint16, 0 where nothing is known; a reflectance of 0 and below is 1. So all sensors and years have one scale.
 
 Sentinel-2 Level-2A: reflectance = (DN + offset) / 10,000, the offset -1000 from processing baseline 04.00 on, unless the catalogue has removed it already; 0 is no data
-(sentiwiki.copernicus.eu/web/s2-products). Of the scene classification the classes 4 vegetation, 5 not vegetated, 6 water, 7 unclassified and 11 snow or ice are kept;
+(sentiwiki.copernicus.eu/web/s2-products). Earth Search says so in ``earthsearch:boa_offset_applied``, which is wrong for some images of 2022 to 2025
+(github.com/Element84/earth-search, issues 66 and 71); nothing else tells them apart. Of the scene classification the classes 4 vegetation, 5 not vegetated, 6 water, 7 unclassified and 11 snow or ice are kept;
 0 no data, 1 saturated or defective, 2 dark, 3 cloud shadow, 8 and 9 cloud, 10 thin cirrus are not (sentiwiki.copernicus.eu/web/s2-processing).
 
 Landsat Collection 2 Level 2: reflectance = DN x 0.0000275 - 0.2, 0 is fill; of QA_PIXEL bit 0 is fill, 1 dilated cloud, 2 cirrus, 3 cloud, 4 cloud shadow
@@ -70,7 +71,10 @@ SENTINEL2_ASSETS: dict[str, tuple[str, ...]] = {
     "nir": ("nir", "B08"),
     "mask": ("scl", "SCL"),
 }
-LANDSAT_ASSETS: dict[str, tuple[str, ...]] = {name: (name,) for name in ("blue", "green", "red")} | {
+LANDSAT_ASSETS: dict[str, tuple[str, ...]] = {
+    "blue": ("blue",),
+    "green": ("green",),
+    "red": ("red",),
     "nir": ("nir08",),
     "swir1": ("swir16",),
     "swir2": ("swir22",),
@@ -200,10 +204,16 @@ def why_not(item: Item, footprint: shapely.Geometry, config: AcquireConfig) -> s
         return "images of tier 2, whose position is less exact"
     if item.geometry is not None and not shapely.geometry.shape(item.geometry).intersects(footprint):
         return "images beside the units"
-    if properties.get("eo:cloud_cover", 0) > config.max_cloud:
+    if cloud_cover_percent(item) > config.max_cloud:
         return f"images with more than {config.max_cloud:g} percent of cloud"
     absent = [band for band in (*config.imagery_bands, "mask") if asset_name(item, sensor, band) is None]
     return f"images without {', '.join(absent)}" if absent else None
+
+
+def cloud_cover_percent(item: Item) -> float:
+    """Cloud cover as the catalogue states it; NaN where it does not."""
+    cover = item.properties.get("eo:cloud_cover")
+    return float("nan") if cover is None else float(cover)
 
 
 def asset_name(item: Item, sensor: Sensor, band: str) -> str | None:
@@ -215,7 +225,7 @@ def offset_to_remove(item: Item) -> int:
     """What is still to be added to the digital numbers of a Sentinel-2 image: -1000 or 0."""
     if item.properties.get("earthsearch:boa_offset_applied"):
         return 0
-    return SENTINEL2_OFFSET if float(item.properties.get("s2:processing_baseline", 0)) >= BASELINE_OF_OFFSET else 0
+    return SENTINEL2_OFFSET if float(item.properties.get("s2:processing_baseline") or 0) >= BASELINE_OF_OFFSET else 0
 
 
 def read_item(item: Item, grid: GeoBox, config: AcquireConfig) -> tuple[np.ndarray, np.ndarray]:

@@ -86,6 +86,11 @@ def test_a_dry_run_fetches_nothing(public, capsys):
     assert public.paths() == [] and not Path("data").exists()
 
 
+def test_a_dry_run_of_imagery_waits_for_units(public, capsys):
+    assert acquire(f"{COUNTIES} --what units imagery --dry_run") == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "s2_2020.tif: follows from units.gpkg, which is not there yet"
+
+
 def test_a_dry_run_knows_what_is_there_and_what_is_not(public, capsys):
     assert acquire(COUNTIES) == 0
     capsys.readouterr()

@@ -3,8 +3,10 @@
 import geopandas as gpd
 import pandas as pd
 import pytest
+import shapely
 
 from imagery2flow.__main__ import main
+from imagery2flow.imagery.scene import open_scene
 from imagery2flow.run.acquire_config import AcquireConfig
 from imagery2flow.run.stage import Ledger
 from imagery2flow.sources.addresses import ADDRESSES
@@ -56,3 +58,16 @@ def test_the_district_of_columbia(tmp_path, monkeypatch):
     flows = pd.read_csv("data/capital/flows_2020.csv", dtype={"h_geocode": str, "w_geocode": str})
     assert set(flows.h_geocode) | set(flows.w_geocode) <= set(units.GEOID20)
     assert pd.read_csv("data/capital/population.csv").population.sum() == RESIDENTS_OF_THE_DISTRICT
+
+
+@pytest.mark.parametrize("flags", ["--sensor s2", "--sensor l8 --catalogue planetary_computer", "--sensor l5 --year 2010"])
+def test_the_catalogues_have_imagery_of_the_capital(flags, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if "planetary" in flags:
+        pytest.importorskip("planetary_computer")
+    gpd.GeoDataFrame({"geocode": ["a"]}, geometry=[shapely.box(-77.04, 38.89, -77.03, 38.9)], crs=4326).to_file("place.gpkg")
+    what = ["--region", "capital", "--what", "imagery", "--units", "place.gpkg"]
+    assert main(["acquire", *what, *flags.split(), "--dry_run"]) == 0
+    if "s2" in flags:
+        assert main(["acquire", *what, *flags.split()]) == 0
+        assert open_scene("data/capital/s2_2020.tif").band_names == ("blue", "green", "red", "nir")

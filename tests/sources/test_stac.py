@@ -12,7 +12,7 @@ import rasterio
 import shapely
 from affine import Affine
 from rasterio.io import MemoryFile
-from rasterio.warp import transform_bounds
+from rasterio.warp import transform, transform_bounds
 
 from imagery2flow.__main__ import main
 from imagery2flow.imagery.scene import open_scene
@@ -215,28 +215,53 @@ def test_landsat_becomes_reflectance(catalogue):
     assert ledger()["left_out"] == {"images of another satellite": ["other"], "images of tier 2, whose position is less exact": ["coarse"]}
 
 
-def test_neighbours_of_two_zones_and_small_blocks(catalogue, monkeypatch):
-    """Blocks are never larger than asked, and change nothing; an image of the next zone fills what the first does not cover."""
+def test_blocks_are_never_larger_than_asked_and_change_nothing(catalogue, monkeypatch):
     random = np.random.default_rng(5)
-    catalogue.add("west", sentinel2(random.integers(1, 5000, (SIDE, 150)), shape=(SIDE, 150)))
-    bounds = transform_bounds("EPSG:32616", "EPSG:32617", LEFT_M, TOP_M - 3000, LEFT_M + 3000, TOP_M)
-    shape = (int((bounds[3] - bounds[1]) // 10) + 60, int((bounds[2] - bounds[0]) // 10) + 60)
-    shape = tuple(side // 2 * 2 for side in shape)
-    north_west = {"crs": "EPSG:32617", "left": bounds[0] // 10 * 10 - 200, "top": bounds[3] // 10 * 10 + 200}
-    catalogue.add("east", sentinel2(random.integers(7000, 9000, shape), shape=shape), day="2020-08-01", **north_west)
+    for number, columns in enumerate((150, 200, SIDE)):
+        mask = random.choice([VEGETATION, CLOUD], (SIDE // 2, columns // 2)).astype("uint8")
+        catalogue.add(f"image{number}", sentinel2(random.integers(1, 5000, (SIDE, columns)), mask, shape=(SIDE, columns)))
     sizes = []
     real = composite.composite
     monkeypatch.setattr(composite, "composite", lambda items, part, config: sizes.append(tuple(part.shape)) or real(items, part, config))
     assert acquire("--bands red --block 256") == 0
-    small, table = written(), pd.read_csv("data/here/s2_2020_scenes.csv")
     assert sorted(sizes) == [(14, 14), (14, 256), (256, 14), (256, 256)]
+    small, table = written(), pd.read_csv("data/here/s2_2020_scenes.csv")
     for path in Path("data/here").glob("s2_2020*"):
         path.unlink()
     assert acquire("--bands red --block 512") == 0
-    print("DIFF", (written()!= small).mean())
+    assert sizes[4:] == [(270, 270)]
     assert np.array_equal(written(), small) and pd.read_csv("data/here/s2_2020_scenes.csv").equals(table)
-    assert (small[0, :, 130:] == 7000).all() and (small[0, :, :130] < 7000).all()
-    assert 0.47 < table.valid_share[0] < 0.49 and table.valid_share[1] == 1
+
+
+def test_the_median_is_that_of_numpy(catalogue):
+    random = np.random.default_rng(6)
+    reds = random.integers(1, 5000, (4, SIDE, SIDE)).astype("uint16")
+    masks = random.choice([VEGETATION, CLOUD], (4, SIDE // 2, SIDE // 2)).astype("uint8")
+    for number in range(4):
+        catalogue.add(f"image{number}", sentinel2(reds[number], masks[number]))
+    assert acquire("--bands red") == 0
+    clear = np.where(masks.repeat(2, axis=1).repeat(2, axis=2) == VEGETATION, reds, np.nan)[:, 20:290, 20:290]
+    known = ~np.isnan(clear).all(axis=0)
+    assert np.array_equal(written()[0][known], np.floor(np.nanmedian(clear[:, known], axis=0)))
+    assert (written()[0][~known] == 0).all() and 0 < known.mean() < 1
+
+
+def test_an_image_of_the_next_zone_fills_what_the_first_does_not_cover(catalogue):
+    """Its pixels say in which of its columns they lie, and land where the projection says, to one pixel."""
+    catalogue.add("west", sentinel2(3000, shape=(SIDE, 150)))
+    left, bottom, right, top = transform_bounds("EPSG:32616", "EPSG:32617", LEFT_M, TOP_M - 3000, LEFT_M + 3000, TOP_M)
+    left, top, shape = left // 10 * 10 - 200, top // 10 * 10 + 200, (int(top - bottom) // 20 * 2 + 60, int(right - left) // 20 * 2 + 60)
+    columns = np.broadcast_to(5000 + np.arange(shape[1]), shape)
+    mask = np.full((shape[0] // 2, shape[1] // 2), VEGETATION, dtype="uint8")
+    catalogue.add("east", sentinel2(columns, mask, shape=shape), day="2020-08-01", crs="EPSG:32617", left=left, top=top)
+    assert acquire("--bands red") == 0
+    x, y = np.meshgrid(LEFT_M + 205 + 10 * np.arange(130, 270), TOP_M - 205 - 10 * np.arange(270))
+    x_east, _ = transform("EPSG:32616", "EPSG:32617", x.ravel(), y.ravel())
+    expected = 5000 + np.floor((np.array(x_east) - left) / 10).reshape(x.shape)
+    error = np.abs(written()[0, :, 130:] - expected)
+    assert error.max() <= 1 and (error == 0).mean() > 0.95
+    table = pd.read_csv("data/here/s2_2020_scenes.csv")
+    assert np.allclose(table.valid_share, [130 / 270, 1])
 
 
 def test_an_image_that_is_not_used_is_named_with_the_reason(catalogue):
