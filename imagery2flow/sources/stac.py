@@ -14,7 +14,10 @@ Landsat8SurfaceReflectance.js of google/earthengine-api).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+import re
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +40,7 @@ QA_PIXEL_UNCLEAR = 0b11111
 BASELINE_OF_OFFSET, SENTINEL2_OFFSET = 4.0, -1000
 LANDSAT_SCALE, LANDSAT_OFFSET = 0.275, -2000  # those of the product, x 10,000
 LARGEST = np.iinfo(np.uint16).max
+FINAL_ANSWER = re.compile(r"HTTP response code: 4(?!08|25|29)\d\d")  # GDAL's words for what trying again does not change
 READERS = 4  # threads: the bands of an image come side by side
 
 
@@ -89,7 +93,7 @@ SENSORS = {
 
 
 def gdal_over_http() -> dict[str, Any]:
-    """How GDAL reads files over HTTP: it asks for nothing but the file, and tries again what may pass."""
+    """How GDAL reads files over HTTP: it asks for nothing but the file, and tries again where a server is busy; broken connections are for ``read_item``."""
     return {
         "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
         "GDAL_HTTP_MAX_RETRY": ATTEMPTS - 1,
@@ -237,28 +241,44 @@ def read_item(item: Item, grid: GeoBox, config: AcquireConfig) -> tuple[np.ndarr
     Raises:
         InputError: A file cannot be read.
     """
-    import odc.stac
-
     sensor = SENSORS[config.sensor]
-    names = [asset_name(item, sensor, band) for band in (*config.imagery_bands, "mask")]
-    try:
-        with rasterio.Env(**gdal_over_http()):
-            loaded = odc.stac.load(
-                [item],
-                bands=[str(name) for name in names],
-                geobox=grid,
-                resampling="nearest",
-                dtype="uint16",
-                nodata=0,
-                pool=READERS,
-                patch_url=signer(config),
-            )
-    except (rasterio.errors.RasterioError, OSError) as error:
-        raise InputError(unreadable(item, config, error)) from error
-    numbers = np.stack([loaded[name].to_numpy()[0] for name in names])  # [num_bands + 1, height, width]
+    names = [str(asset_name(item, sensor, band)) for band in (*config.imagery_bands, "mask")]
+    options = gdal_over_http()
+    for attempt in range(ATTEMPTS):
+        try:
+            numbers = load(item, names, grid, options, config)  # [num_bands + 1, height, width]
+            break
+        except (rasterio.errors.RasterioError, OSError) as error:
+            if attempt == ATTEMPTS - 1 or FINAL_ANSWER.search(f"{error} {error.__cause__}"):
+                raise InputError(unreadable(item, config, error)) from error
+            time.sleep(RETRY_PAUSE_S * 2**attempt)
+            options["CPL_VSIL_CURL_NON_CACHED"] = "/vsicurl/"  # GDAL keeps half an answer for a whole one
     numbers, mask = numbers[:-1], numbers[-1]
     valid = (numbers > 0).all(axis=0) & is_clear(mask, sensor)
     return reflectance(numbers, item, sensor), valid
+
+
+def load(item: Item, names: Sequence[str], grid: GeoBox, options: dict[str, Any], config: AcquireConfig) -> np.ndarray:
+    """Digital numbers of an image's files on a grid [num_names, height, width], 0 beyond the image.
+
+    Raises:
+        RasterioError: A file cannot be read.
+    """
+    import odc.stac
+
+    logging.getLogger("odc.loader").setLevel(logging.CRITICAL)  # what it would say is in our sentence
+    with rasterio.Env(**options):
+        loaded = odc.stac.load(
+            [item],
+            bands=names,
+            geobox=grid,
+            resampling="nearest",
+            dtype="uint16",
+            nodata=0,
+            pool=READERS,
+            patch_url=signer(config),
+        )
+    return np.stack([loaded[name].to_numpy()[0] for name in names])
 
 
 def unreadable(item: Item, config: AcquireConfig, error: Exception) -> str:

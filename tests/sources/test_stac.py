@@ -1,6 +1,8 @@
 """Imagery from a STAC catalogue of this machine: made images, served over HTTP, read by the code that reads the real ones."""
 
 import json
+import sys
+import types
 from datetime import date
 from pathlib import Path
 
@@ -352,7 +354,7 @@ def test_landsat_of_earth_search_costs(catalogue, capsys):
     ],
 )
 def test_nothing_to_combine_is_one_sentence(catalogue, capsys, monkeypatch, flags, says):
-    monkeypatch.setitem(__import__("sys").modules, "planetary_computer", None)
+    monkeypatch.setitem(sys.modules, "planetary_computer", None)
     catalogue.add("cloudy", sentinel2(500), eo__cloud_cover=90)
     assert says in refused(capsys, flags)
 
@@ -382,3 +384,21 @@ def test_settings_out_of_range(catalogue, capsys, flags, says):
 
 def test_days_of_the_season():
     assert AcquireConfig(region="x", year=2020, season="02-01/02-29").season_days == (date(2020, 2, 1), date(2020, 2, 29))
+
+
+@pytest.mark.parametrize("path", ["/one/red.tif", "/one/scl.tif"])
+@pytest.mark.parametrize("sends", [0, 100, 20_000])
+def test_a_connection_that_breaks_changes_nothing(catalogue, path, sends):
+    catalogue.add("one", sentinel2(3000))
+    catalogue.server.faults[path] = [Fault(), Fault(sends=sends), Fault(sends=sends)]
+    assert acquire("--bands red") == 0
+    assert (written() == 3000).all()
+
+
+def test_addresses_are_signed_for_the_planetary_computer(catalogue, monkeypatch):
+    catalogue.add("one", sentinel2(3000))
+    Path("mirror.yaml").write_text(f"planetary_computer: {catalogue.server.url}/stac\n")
+    monkeypatch.setitem(sys.modules, "planetary_computer", types.SimpleNamespace(sign=lambda address: f"{address}?sig=abc"))
+    assert acquire("--bands red --catalogue planetary_computer") == 0
+    asked = {path for path in catalogue.server.paths() if ".tif" in path}
+    assert asked and all(path.endswith("?sig=abc") for path in asked)
