@@ -24,13 +24,12 @@ from tqdm import tqdm
 from imagery2flow.run.acquire_config import TILE_PIXELS, AcquireConfig
 from imagery2flow.run.files import replacing, write_table
 from imagery2flow.run.stage import Ledger
-from imagery2flow.sources.stac import LARGEST, SENSORS, cloud_cover_percent, find_items, offset_to_remove, read_item
+from imagery2flow.sources.stac import DEGREES, LARGEST, SENSORS, cloud_cover_percent, find_items, offset_to_remove, read_item
 
 if TYPE_CHECKING:
     from odc.geo.geobox import GeoBox
     from pystac import Item
 
-DEGREES = "EPSG:4326"
 OUTLINE_ERROR_DEGREES = 0.02  # catalogues draw the outlines of images with few points
 
 

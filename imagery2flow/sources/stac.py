@@ -9,7 +9,8 @@ Sentinel-2 Level-2A: reflectance = (DN + offset) / 10,000, the offset -1000 from
 
 Landsat Collection 2 Level 2: reflectance = DN x 0.0000275 - 0.2, 0 is fill; of QA_PIXEL bit 0 is fill, 1 dilated cloud, 2 cirrus, 3 cloud, 4 cloud shadow
 (usgs.gov/landsat-missions: Landsat Collection 2 Surface Reflectance, and Quality Assessment Bands; the same in the example
-Landsat8SurfaceReflectance.js of google/earthengine-api).
+Landsat8SurfaceReflectance.js of google/earthengine-api). The corners that Landsat's metadata name, multiples of 30 m, are centres of pixels
+(github.com/stac-utils/stactools, pull request 23).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import rasterio
 import shapely
+from rasterio.warp import transform_bounds
 
 from imagery2flow.run.acquire_config import AcquireConfig
 from imagery2flow.run.errors import InputError, first_sentence
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from odc.geo.geobox import GeoBox
     from pystac import Item
 
+DEGREES = "EPSG:4326"
 RETRY_PAUSE_S = 1.0
 CLEAR_CLASSES = (4, 5, 6, 7, 11)
 QA_PIXEL_UNCLEAR = 0b11111
@@ -269,7 +272,7 @@ def load(item: Item, names: Sequence[str], grid: GeoBox, options: dict[str, Any]
     logging.getLogger("odc.loader").setLevel(logging.CRITICAL)  # what it would say is in our sentence
     with rasterio.Env(**options):
         loaded = odc.stac.load(
-            [item],
+            [bare_item(item, names, grid)],
             bands=names,
             geobox=grid,
             resampling="nearest",
@@ -279,6 +282,15 @@ def load(item: Item, names: Sequence[str], grid: GeoBox, options: dict[str, Any]
             patch_url=signer(config),
         )
     return np.stack([loaded[name].to_numpy()[0] for name in names])
+
+
+def bare_item(item: Item, names: Sequence[str], grid: GeoBox) -> Item:
+    """The image with nothing but the files that are read: what catalogues say of them, and of others, has faults that the files have not."""
+    from pystac import Asset, Item, MediaType
+
+    bounds = transform_bounds(str(grid.crs), DEGREES, *grid.boundingbox.bbox)
+    assets = {name: Asset(item.assets[name].get_absolute_href() or item.assets[name].href, media_type=MediaType.GEOTIFF) for name in names}
+    return Item(item.id, shapely.geometry.mapping(shapely.box(*bounds)), list(bounds), item.datetime, {}, assets=assets)
 
 
 def unreadable(item: Item, config: AcquireConfig, error: Exception) -> str:

@@ -26,7 +26,9 @@ LEFT_M, TOP_M = 500_000, 3_600_000  # of the imagery, in zone 16
 SIDE = 300  # pixels of an image, more than a block has
 UNITS_M = (LEFT_M + 203, TOP_M - 2897, LEFT_M + 2895, TOP_M - 207)  # 27 rows and columns of pixels short of the images
 VEGETATION, CLOUD, SHADOW = 4, 9, 3
-RED_OF_S2 = {"blue": "B02", "green": "B03", "red": "B04", "nir": "B08", "scl": "SCL"}
+NAMES_ELSEWHERE = {"blue": "B02", "green": "B03", "red": "B04", "nir": "B08", "scl": "SCL"}
+COMMON_NAMES = {"B02": "blue", "B03": "green", "B04": "red", "B08": "nir"}
+EXTENSIONS = ("eo/v1.1.0", "raster/v1.1.0", "projection/v1.1.0")
 
 
 def image(values: np.ndarray, crs: str, left: float, top: float, gsd_m: float) -> bytes:
@@ -65,12 +67,40 @@ class Catalogue:
         for key, values in arrays.items():
             path, coarser = f"/{name}/{key}.tif", width // values.shape[1]
             self.server.files[path] = image(values, crs, left, top, gsd_m * coarser)
-            assets[key] = {"href": f"{self.server.url}{path}", "type": "image/tiff; application=geotiff; profile=cloud-optimized"}
-        given = {"platform": "sentinel-2a", "eo:cloud_cover": 10.0, **{key.replace("__", ":"): value for key, value in properties.items()}}
+            assets[key] = {
+                "href": f"{self.server.url}{path}",
+                "type": "image/tiff; application=geotiff; profile=cloud-optimized",
+                "roles": ["data", "reflectance"],
+                "eo:bands": [{"name": key, "common_name": COMMON_NAMES.get(key, key)}],
+                "raster:bands": [
+                    {"nodata": 0, "data_type": "uint16", "spatial_resolution": gsd_m * coarser, "scale": 0.0001, "offset": -0.1}
+                ],
+                "proj:shape": list(values.shape),
+                "proj:transform": [gsd_m * coarser, 0, left, 0, -gsd_m * coarser, top],
+            }
+        # What real items carry besides, faults included: the same band in another format and without a name, a picture, a file that is no image.
+        elsewhere = f"{self.server.url}/elsewhere"
+        assets["red-jp2"] = {
+            **next(iter(assets.values())),
+            "href": f"{elsewhere}.jp2",
+            "type": "image/jp2",
+            "eo:bands": [{"common_name": "red"}],
+        }
+        colours = [{"name": name, "common_name": name} for name in ("red", "green", "blue")]
+        assets["visual"] = {"href": f"{elsewhere}.tif", "type": "image/tiff; application=geotiff", "roles": ["visual"], "eo:bands": colours}
+        assets["thumbnail"] = {"href": f"{elsewhere}.jpg", "type": "image/jpeg", "roles": ["thumbnail"]}
+        assets["metadata"] = {"href": f"{elsewhere}.xml", "type": "application/xml", "roles": ["metadata"]}
+        given = {
+            "proj:epsg": int(crs.removeprefix("EPSG:")),
+            "platform": "sentinel-2a",
+            "eo:cloud_cover": 10.0,
+            **{key.replace("__", ":"): value for key, value in properties.items()},
+        }
         self.features.append(
             {
                 "type": "Feature",
                 "stac_version": "1.0.0",
+                "stac_extensions": [f"https://stac-extensions.github.io/{part}/schema.json" for part in EXTENSIONS],
                 "id": name,
                 "collection": collection,
                 "geometry": shapely.geometry.mapping(shapely.box(*bounds)),
@@ -292,7 +322,7 @@ def test_the_question_names_collection_place_and_season(catalogue):
 
 
 def test_names_of_the_other_catalogue(catalogue):
-    catalogue.add("one", {RED_OF_S2[name]: values for name, values in sentinel2(3000).items()}, platform="Sentinel-2A")
+    catalogue.add("one", {NAMES_ELSEWHERE[name]: values for name, values in sentinel2(3000).items()}, platform="Sentinel-2A")
     assert acquire() == 0
     assert written()[:, 0, 0].tolist() == [4000, 5000, 3000, 6000]
 
@@ -334,6 +364,7 @@ def test_an_image_that_cannot_be_read_is_named_and_can_be_left_out(catalogue, ca
     del catalogue.server.files["/gone/scl.tif"]
     sentence = refused(capsys, "--bands red")
     assert "image gone of earth_search cannot be read" in sentence and "leave the image out with --without" in sentence
+    assert "404" in sentence and sum(path == "/gone/scl.tif" for _, path, _ in catalogue.server.asked) <= 2
     assert acquire("--bands red --without gone") == 0
     assert (written() == 3000).all() and ledger()["left_out"] == {"images named by --without": ["gone"]}
 
