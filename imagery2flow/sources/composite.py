@@ -1,8 +1,9 @@
 """One cloud-free image of a region and season: the median of all images, pixel by pixel, in blocks.
 
-An image that cannot be read ends the run with a sentence that names it, and ``--without`` leaves it out: what is written follows from the settings,
-not from which servers answered. Tiles of one overpass overlap, so that a day may count twice in the median where they do.
-The size of the blocks changes nothing, but for images of another UTM zone: GDAL finds their pixels to an eighth of a pixel, from where the block lies.
+An image that cannot be read ends the run with a sentence that names it, and ``--without`` leaves it out: what is written follows from
+the settings, not from which servers answered. Tiles of one overpass overlap, so that a day may count twice in the median where they do.
+The size of the blocks changes nothing, but for images of another UTM zone: GDAL finds their pixels to an eighth of a pixel, from where
+the block lies.
 """
 
 from __future__ import annotations

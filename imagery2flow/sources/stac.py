@@ -1,16 +1,18 @@
-"""Satellite images in public STAC catalogues: which there are over a place in a season, and one image on a grid, as reflectance with its mask.
+"""Satellite images in public STAC catalogues: which there are over a place in a season, and one on a grid, as reflectance with its mask.
 
-Every image becomes surface reflectance x 10,000 in uint16, 0 where nothing is known; a reflectance of 0 and below is 1. So all sensors and years have one scale.
+Every image becomes surface reflectance x 10,000 in uint16, 0 where nothing is known; a reflectance of 0 and below is 1.
+So all sensors and years have one scale.
 
-Sentinel-2 Level-2A: reflectance = (DN + offset) / 10,000, the offset -1000 from processing baseline 04.00 on, unless the catalogue has removed it already; 0 is no data
-(sentiwiki.copernicus.eu/web/s2-products). Earth Search says so in ``earthsearch:boa_offset_applied``, which is wrong for some images of 2022 to 2025
-(github.com/Element84/earth-search, issues 66 and 71); nothing else tells them apart. Of the scene classification the classes 4 vegetation, 5 not vegetated, 6 water, 7 unclassified and 11 snow or ice are kept;
-0 no data, 1 saturated or defective, 2 dark, 3 cloud shadow, 8 and 9 cloud, 10 thin cirrus are not (sentiwiki.copernicus.eu/web/s2-processing).
+Sentinel-2 Level-2A: reflectance = (DN + offset) / 10,000, the offset -1000 from processing baseline 04.00 on, unless the catalogue has
+removed it already; 0 is no data (sentiwiki.copernicus.eu/web/s2-products). Earth Search says so in ``earthsearch:boa_offset_applied``,
+which is wrong for some images of 2022 to 2025 (github.com/Element84/earth-search, issues 66 and 71); nothing else tells them apart.
+Of the scene classification the classes 4 vegetation, 5 not vegetated, 6 water, 7 unclassified and 11 snow or ice are kept; 0 no data,
+1 saturated or defective, 2 dark, 3 cloud shadow, 8 and 9 cloud, 10 thin cirrus are not (sentiwiki.copernicus.eu/web/s2-processing).
 
-Landsat Collection 2 Level 2: reflectance = DN x 0.0000275 - 0.2, 0 is fill; of QA_PIXEL bit 0 is fill, 1 dilated cloud, 2 cirrus, 3 cloud, 4 cloud shadow
-(usgs.gov/landsat-missions: Landsat Collection 2 Surface Reflectance, and Quality Assessment Bands; the same in the example
-Landsat8SurfaceReflectance.js of google/earthengine-api). The corners that Landsat's metadata name, multiples of 30 m, are centres of pixels
-(github.com/stac-utils/stactools, pull request 23).
+Landsat Collection 2 Level 2: reflectance = DN x 0.0000275 - 0.2, 0 is fill; of QA_PIXEL bit 0 is fill, 1 dilated cloud, 2 cirrus,
+3 cloud, 4 cloud shadow (usgs.gov/landsat-missions: Landsat Collection 2 Surface Reflectance, and Quality Assessment Bands; the same in
+the example Landsat8SurfaceReflectance.js of google/earthengine-api). The corners that Landsat's metadata name, multiples of 30 m, are
+centres of pixels (github.com/stac-utils/stactools, pull request 23).
 """
 
 from __future__ import annotations
@@ -96,7 +98,10 @@ SENSORS = {
 
 
 def gdal_over_http() -> dict[str, Any]:
-    """How GDAL reads files over HTTP: it asks for nothing but the file, and tries again where a server is busy; broken connections are for ``read_item``."""
+    """How GDAL reads files over HTTP: it asks for nothing but the file, and tries again where a server is busy.
+
+    A connection that breaks it takes for a damaged file: that is tried again in ``read_item``.
+    """
     return {
         "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
         "GDAL_HTTP_MAX_RETRY": ATTEMPTS - 1,
