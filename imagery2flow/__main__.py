@@ -9,6 +9,7 @@ from functools import partial
 from imagery2flow.run.acquire_config import AcquireConfig
 from imagery2flow.run.cli import parse_config
 from imagery2flow.run.config import MapConfig, SyntheticConfig
+from imagery2flow.run.distances_config import DistancesConfig
 from imagery2flow.run.flow_config import EvaluateConfig, ResultsConfig
 from imagery2flow.run.stage import run_stage
 
@@ -28,6 +29,14 @@ def acquire(argv: Sequence[str]) -> int:
     from imagery2flow.sources import acquire as work
 
     return run_stage("acquire", config, partial(work.acquire, read_units=read_units))
+
+
+def distances(argv: Sequence[str]) -> int:
+    """Measures distances by road between neighbouring units."""
+    config = parse_config("python -m imagery2flow distances", DistancesConfig, argv)
+    from imagery2flow.flows.distances import write_distances
+
+    return run_stage("distances", config, write_distances)
 
 
 def results(argv: Sequence[str]) -> int:
@@ -57,6 +66,7 @@ def flow_map(argv: Sequence[str]) -> int:
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "synthetic": synthetic,
     "acquire": acquire,
+    "distances": distances,
     "evaluate": evaluate,
     "results": results,
     "map": flow_map,

@@ -15,12 +15,13 @@ import pandas as pd
 import torch
 
 from imagery2flow.flows.decoder import PairInputs
-from imagery2flow.flows.graph import RegionGraph, great_circle_m
+from imagery2flow.flows.graph import RegionGraph
 from imagery2flow.flows.model import FlowModel
 from imagery2flow.flows.region import EncoderFile, Region
 from imagery2flow.flows.scaling import Scaling
 from imagery2flow.flows.table import UNIVERSES, FlowTable
 from imagery2flow.flows.tree_decoder import HOME, TRANSFER, Seen, TreeDecoder, load_decoder, save_decoder
+from imagery2flow.run.earth import great_circle_m
 from imagery2flow.run.errors import InputError, MissingInputError
 from imagery2flow.run.files import as_tensors, from_tensors, load_tensors, save_tensors
 from imagery2flow.run.flow_config import DECODERS

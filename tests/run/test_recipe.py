@@ -10,6 +10,7 @@ from imagery2flow.run import config
 from imagery2flow.run.acquire_config import AcquireConfig
 from imagery2flow.run.cli import build_parser, parse_config
 from imagery2flow.run.config import EmbeddingConfig, EncoderConfig, PreprocessingConfig
+from imagery2flow.run.distances_config import DistancesConfig
 from imagery2flow.run.flow_config import EvaluateConfig, FlowTestConfig, FlowTrainingConfig, ResultsConfig
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,6 +25,7 @@ STAGES = {
 COMMANDS = {
     "synthetic": config.SyntheticConfig,
     "acquire": AcquireConfig,
+    "distances": DistancesConfig,
     "evaluate": EvaluateConfig,
     "results": ResultsConfig,
     "map": config.MapConfig,
