@@ -10,7 +10,7 @@ from imagery2flow.run.acquire_config import AcquireConfig
 from imagery2flow.run.cli import parse_config
 from imagery2flow.run.config import MapConfig, SyntheticConfig
 from imagery2flow.run.distances_config import DistancesConfig
-from imagery2flow.run.flow_config import EvaluateConfig, ResultsConfig
+from imagery2flow.run.flow_config import EvaluateConfig, ImportConfig, ResultsConfig
 from imagery2flow.run.stage import run_stage
 
 
@@ -37,6 +37,14 @@ def distances(argv: Sequence[str]) -> int:
     from imagery2flow.flows.distances import write_distances
 
     return run_stage("distances", config, write_distances)
+
+
+def import_published(argv: Sequence[str]) -> int:
+    """Turns published weights into a flow model."""
+    config = parse_config("python -m imagery2flow import_published", ImportConfig, argv)
+    from imagery2flow.flows import published
+
+    return run_stage("import_published", config, published.import_published)
 
 
 def results(argv: Sequence[str]) -> int:
@@ -67,6 +75,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "synthetic": synthetic,
     "acquire": acquire,
     "distances": distances,
+    "import_published": import_published,
     "evaluate": evaluate,
     "results": results,
     "map": flow_map,
