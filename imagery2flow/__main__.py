@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from imagery2flow.run.acquire_config import AcquireConfig
+from imagery2flow.run.adopt_config import AdoptConfig
 from imagery2flow.run.cli import parse_config
 from imagery2flow.run.config import MapConfig, SyntheticConfig
 from imagery2flow.run.distances_config import DistancesConfig
@@ -29,6 +30,14 @@ def acquire(argv: Sequence[str]) -> int:
     from imagery2flow.sources import acquire as work
 
     return run_stage("acquire", config, partial(work.acquire, read_units=read_units))
+
+
+def adopt(argv: Sequence[str]) -> int:
+    """Brings a region of a folder in the published layout to where the stages look."""
+    config = parse_config("python -m imagery2flow adopt", AdoptConfig, argv)
+    from imagery2flow.flows import adopt as work
+
+    return run_stage("adopt", config, work.adopt)
 
 
 def distances(argv: Sequence[str]) -> int:
@@ -74,6 +83,7 @@ def flow_map(argv: Sequence[str]) -> int:
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "synthetic": synthetic,
     "acquire": acquire,
+    "adopt": adopt,
     "distances": distances,
     "import_published": import_published,
     "evaluate": evaluate,

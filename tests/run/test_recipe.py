@@ -8,6 +8,7 @@ import pytest
 
 from imagery2flow.run import config
 from imagery2flow.run.acquire_config import AcquireConfig
+from imagery2flow.run.adopt_config import AdoptConfig
 from imagery2flow.run.cli import build_parser, parse_config
 from imagery2flow.run.config import EmbeddingConfig, EncoderConfig, PreprocessingConfig
 from imagery2flow.run.distances_config import DistancesConfig
@@ -25,6 +26,7 @@ STAGES = {
 COMMANDS = {
     "synthetic": config.SyntheticConfig,
     "acquire": AcquireConfig,
+    "adopt": AdoptConfig,
     "distances": DistancesConfig,
     "import_published": ImportConfig,
     "evaluate": EvaluateConfig,
