@@ -7,9 +7,11 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from imagery2flow.run.acquire_config import AcquireConfig
+from imagery2flow.run.adopt_config import AdoptConfig
 from imagery2flow.run.cli import parse_config
 from imagery2flow.run.config import MapConfig, SyntheticConfig
-from imagery2flow.run.flow_config import EvaluateConfig, ResultsConfig
+from imagery2flow.run.distances_config import DistancesConfig
+from imagery2flow.run.flow_config import EvaluateConfig, ImportConfig, ResultsConfig
 from imagery2flow.run.stage import run_stage
 
 
@@ -28,6 +30,30 @@ def acquire(argv: Sequence[str]) -> int:
     from imagery2flow.sources import acquire as work
 
     return run_stage("acquire", config, partial(work.acquire, read_units=read_units))
+
+
+def adopt(argv: Sequence[str]) -> int:
+    """Brings a region of a folder in the published layout to where the stages look."""
+    config = parse_config("python -m imagery2flow adopt", AdoptConfig, argv)
+    from imagery2flow.flows import adopt as work
+
+    return run_stage("adopt", config, work.adopt)
+
+
+def distances(argv: Sequence[str]) -> int:
+    """Measures distances by road between neighbouring units."""
+    config = parse_config("python -m imagery2flow distances", DistancesConfig, argv)
+    from imagery2flow.flows.distances import write_distances
+
+    return run_stage("distances", config, write_distances)
+
+
+def import_published(argv: Sequence[str]) -> int:
+    """Turns published weights into a flow model."""
+    config = parse_config("python -m imagery2flow import_published", ImportConfig, argv)
+    from imagery2flow.flows import published
+
+    return run_stage("import_published", config, published.import_published)
 
 
 def results(argv: Sequence[str]) -> int:
@@ -57,6 +83,9 @@ def flow_map(argv: Sequence[str]) -> int:
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "synthetic": synthetic,
     "acquire": acquire,
+    "adopt": adopt,
+    "distances": distances,
+    "import_published": import_published,
     "evaluate": evaluate,
     "results": results,
     "map": flow_map,

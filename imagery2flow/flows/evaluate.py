@@ -21,7 +21,6 @@ from imagery2flow.flows import metrics
 from imagery2flow.flows.breakdown import by_distance, by_origin, by_volume, calibration
 from imagery2flow.flows.compare import compare
 from imagery2flow.flows.controls import MODEL, as_seen, variants
-from imagery2flow.flows.graph import great_circle_m
 from imagery2flow.flows.learning import learn
 from imagery2flow.flows.record import SAME_PLACE_M
 from imagery2flow.flows.region import Region, join_regions, load_place
@@ -31,6 +30,7 @@ from imagery2flow.flows.splits import SPLITS, Split, check_split, draw_split, la
 from imagery2flow.flows.table import FlowTable
 from imagery2flow.flows.training import region_population
 from imagery2flow.run.device import choose_device, deterministic_on_cpu
+from imagery2flow.run.earth import great_circle_m
 from imagery2flow.run.errors import InputError, shown
 from imagery2flow.run.files import check_output_folder, write_json, write_table
 from imagery2flow.run.flow_config import EvaluateConfig, UniverseName

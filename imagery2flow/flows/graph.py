@@ -17,11 +17,11 @@ import pandas as pd
 import shapely
 
 from imagery2flow.flows.table import as_numbers, explain_unknown, note_numeric_ids, pairs_shown
+from imagery2flow.run.earth import great_circle_m
 from imagery2flow.run.errors import Faults, InputError, TableError, shown
 from imagery2flow.run.files import read_header, read_table
 from imagery2flow.run.stage import Ledger
 
-EARTH_RADIUS_M = 6_371_009.0  # mean radius, IUGG
 TOUCHING_M = 1.0  # borders that digitising left this far apart still touch
 SQUARE_METRES_PER_KM2 = 1e6
 
@@ -57,13 +57,6 @@ class RegionGraph:
     def edge_distance_m(self) -> np.ndarray:
         """Length of every edge: [num_edges]."""
         return self.distance_m(self.edge[0], self.edge[1])
-
-
-def great_circle_m(longitude_a: np.ndarray, latitude_a: np.ndarray, longitude_b: np.ndarray, latitude_b: np.ndarray) -> np.ndarray:
-    """Haversine distance in metres of points in degrees."""
-    lambda_a, phi_a, lambda_b, phi_b = (np.radians(angle) for angle in (longitude_a, latitude_a, longitude_b, latitude_b))
-    haversine = np.sin((phi_b - phi_a) / 2) ** 2 + np.cos(phi_a) * np.cos(phi_b) * np.sin((lambda_b - lambda_a) / 2) ** 2
-    return 2 * EARTH_RADIUS_M * np.arcsin(np.sqrt(np.clip(haversine, 0.0, 1.0)))
 
 
 def build_graph(units: gpd.GeoDataFrame, distance_path: str | None, ledger: Ledger, where: str = "the units") -> RegionGraph:

@@ -43,7 +43,7 @@ def test_flows(config: FlowTestConfig, ledger: Ledger) -> Path:
     check_encoder(config, record, region)
     folder = Path(config.model_dir) / f"{region.name}_{config.year}"
     with deterministic_on_cpu(record.device):
-        predictor = RegionPredictor(record, record.embed(region), config.decoders)
+        predictor = RegionPredictor(record, record.embed(region), present_decoders(config, record, ledger))
         note_decoder(predictor, region, ledger)
         if config.origin_totals_path is not None:
             totals = read_unit_column(
@@ -82,6 +82,23 @@ def check_model(config: FlowTestConfig, record: FlowRecord, ledger: Ledger) -> N
             )
     if config.max_epochs is not None or config.lr is not None:
         ledger.note("--max_epochs and --lr are without effect here: testing trains nothing")
+
+
+def present_decoders(config: FlowTestConfig, record: FlowRecord, ledger: Ledger) -> list[str]:
+    """Those of the chosen decoders that the model has.
+
+    Raises:
+        InputError: There is none.
+    """
+    present: list[str] = [name for name in config.decoders if name in record.decoders]
+    if not present:
+        raise InputError(
+            f"model {config.model_dir} has no decoder {' or '.join(config.decoders)}; use --decoders {' '.join(record.decoders)}"
+        )
+    absent = [name for name in config.decoders if name not in present]
+    if absent:
+        ledger.note(f"the model has no decoder {', '.join(absent)}")
+    return present
 
 
 def note_decoder(predictor: RegionPredictor, region: Region, ledger: Ledger) -> None:
@@ -150,7 +167,7 @@ def write_predictions(config: FlowTestConfig, predictor: RegionPredictor, region
         ledger.note(
             "the model was trained on flows above 10 and says how many commute given that more than 10 do: for a whole matrix train with --universe full or positive"
         )
-    paths: dict[str, Path] = {name: folder / f"predictions_{name}.{config.table_format}" for name in config.decoders}
+    paths: dict[str, Path] = {name: folder / f"predictions_{name}.{config.table_format}" for name in predictor.decoders}
     written = 0
     with ExitStack() as stack:
         writers = {name: stack.enter_context(TableWriter(path)) for name, path in paths.items()}

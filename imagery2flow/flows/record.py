@@ -15,12 +15,13 @@ import pandas as pd
 import torch
 
 from imagery2flow.flows.decoder import PairInputs
-from imagery2flow.flows.graph import RegionGraph, great_circle_m
+from imagery2flow.flows.graph import RegionGraph
 from imagery2flow.flows.model import FlowModel
 from imagery2flow.flows.region import EncoderFile, Region
 from imagery2flow.flows.scaling import Scaling
 from imagery2flow.flows.table import UNIVERSES, FlowTable
 from imagery2flow.flows.tree_decoder import HOME, TRANSFER, Seen, TreeDecoder, load_decoder, save_decoder
+from imagery2flow.run.earth import great_circle_m
 from imagery2flow.run.errors import InputError, MissingInputError
 from imagery2flow.run.files import as_tensors, from_tensors, load_tensors, save_tensors
 from imagery2flow.run.flow_config import DECODERS
@@ -73,7 +74,7 @@ class FlowRecord:
 
     Attributes:
         embedder: Scaling and graph network (absent in some controls), both from the source region.
-        home: LightGBM decoder for the source region.
+        home: LightGBM decoder for the source region; without members where the model has none.
         transfer: The one for other regions; None where that is the same.
         config: Settings of the training run, as plain values.
         region: Name of the source region.
@@ -106,6 +107,12 @@ class FlowRecord:
     def device(self) -> torch.device:
         """Where the network computes."""
         return self.embedder.device
+
+    @property
+    def decoders(self) -> tuple[str, ...]:
+        """Those that the model has."""
+        there = {"bilinear": self.embedder.model is not None, "lightgbm": bool(self.home.members)}
+        return tuple(name for name in DECODERS if there[name])
 
     def known_units(self, graph: RegionGraph) -> np.ndarray:
         """Which units are of the source region [num_units]: same id, same place (tiles of two cities may share ids)."""
@@ -146,7 +153,7 @@ class FlowRecord:
         found = {}
         if "bilinear" in decoders and embedded.seen.hidden is not None:
             found["bilinear"] = self.predict_bilinear(embedded.seen.hidden, pairs, distance)
-        if "lightgbm" in decoders:
+        if "lightgbm" in decoders and "lightgbm" in self.decoders:
             found["lightgbm"] = embedded.trees.predict(embedded.inputs, pairs, distance)
         return found
 

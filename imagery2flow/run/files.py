@@ -87,8 +87,8 @@ def from_tensors(values: dict[str, Any]) -> dict[str, Any]:
     return {name: value.numpy() if isinstance(value, torch.Tensor) else value for name, value in values.items()}
 
 
-def load_tensors(path: Path, what: str) -> dict[str, Any]:
-    """Loads what ``save_tensors`` wrote, onto the CPU, without running any code that the file may hold.
+def load_tensors(path: Path, what: str, writer: str = "this project") -> dict[str, Any]:
+    """Loads what ``save_tensors`` or ``torch.save`` of another writer wrote, onto the CPU, without running any code that the file may hold.
 
     Raises:
         MissingInputError: There is no such file.
@@ -101,10 +101,10 @@ def load_tensors(path: Path, what: str) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged archive raises a dozen classes, depending on which byte is wrong
         raise InputError(
-            f"{what} {path} cannot be read as a file of weights ({first_sentence(error)}); name one that this project wrote"
+            f"{what} {path} cannot be read as a file of weights ({first_sentence(error)}); name one that {writer} wrote"
         ) from error
     if not isinstance(content, dict):
-        raise InputError(f"{what} {path} holds a {type(content).__name__} instead of named tensors; name a file that this project wrote")
+        raise InputError(f"{what} {path} holds a {type(content).__name__} instead of named tensors; name a file that {writer} wrote")
     return content
 
 

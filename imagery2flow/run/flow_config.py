@@ -313,6 +313,32 @@ class EvaluateConfig(FlowTrainingConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ImportConfig(RegionConfig):
+    """Turn published weights into a flow model that stage 5 reads; give the source region's features and files as to stage 4.
+
+    Args:
+        network_path: Published weights of the graph network and the bilinear decoder (.pth); without them only the trees' text is written.
+        lightgbm_path: Published LightGBM decoder: a pickle, which is searched for LightGBM's text and not unpickled, or that text.
+        split_path: Table geocode, split (train, valid, test) that the weights were trained with; without it every unit counts as trained on.
+        node_feats_path: Table of features of the source region, as the weights were trained on: geocode, 0..D-1.
+        region: Name of the source region.
+    """
+
+    node_feats_path: list[str] = field(default_factory=list)
+    region: list[str] = field(default_factory=list)
+    network_path: str | None = None
+    lightgbm_path: str | None = None
+    split_path: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(bool(self.network_path or self.lightgbm_path), "network_path", None, "given, or --lightgbm_path, or both")
+        if self.network_path:
+            require(len(self.region) == 1, "region", " ".join(self.region) or None, "one region, the source of --network_path")
+            require(len(self.node_feats_path) == 1, "node_feats_path", None, "given with --network_path")
+
+
+@dataclass(frozen=True, kw_only=True)
 class ResultsConfig:
     """Print every score of a flow model as one table.
 

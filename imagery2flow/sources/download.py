@@ -275,18 +275,27 @@ class Downloader:
         Raises:
             NoAnswerError: It did not pass.
         """
-        problem = ""
-        for attempt in range(ATTEMPTS):
-            if attempt:
-                self.ledger.note(f"{remote.what}: {problem}; tries again ({attempt + 1} of {ATTEMPTS})")
-                time.sleep(FIRST_PAUSE_S * 2 ** (attempt - 1))
-            try:
-                return work()
-            except PassingError as error:
-                problem = str(error)
-        raise NoAnswerError(
-            f"{remote.what} cannot be fetched from {remote.address} ({problem}, {ATTEMPTS} times); run the same command later, which continues what has come"
-        )
+        try:
+            return keep_trying(work, remote.what, self.ledger)
+        except PassingError as error:
+            raise NoAnswerError(
+                f"{remote.what} cannot be fetched from {remote.address} ({error}, {ATTEMPTS} times); run the same command later, which continues what has come"
+            ) from error
+
+
+def keep_trying(work: Callable[[], Answer], what: str, ledger: Ledger) -> Answer:
+    """Tries again, with growing pauses, while what goes wrong may pass.
+
+    Raises:
+        PassingError: It went wrong every time.
+    """
+    for attempt in range(1, ATTEMPTS):
+        try:
+            return work()
+        except PassingError as error:
+            ledger.note(f"{what}: {error}; tries again ({attempt + 1} of {ATTEMPTS})")
+        time.sleep(FIRST_PAUSE_S * 2 ** (attempt - 1))
+    return work()
 
 
 def sha256_unpacked(path: Path) -> str:

@@ -9,7 +9,8 @@ import shapely
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imagery2flow.flows.graph import EARTH_RADIUS_M, build_graph, contiguity, great_circle_m, read_distances
+from imagery2flow.flows.graph import build_graph, contiguity, read_distances
+from imagery2flow.run.earth import EARTH_RADIUS_M, great_circle_m
 from imagery2flow.run.errors import InputError, TableError
 
 from .conftest import make_line_graph

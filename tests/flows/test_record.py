@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from imagery2flow.flows import record as record_module
-from imagery2flow.flows.graph import great_circle_m
 from imagery2flow.flows.record import Embedder, FlowRecord, build_model, load_record, save_record, to_flow
 from imagery2flow.flows.region import EncoderFile
 from imagery2flow.flows.scaling import fit_scaling
 from imagery2flow.flows.tree_decoder import Lesson, fit_home, fit_transfer
+from imagery2flow.run.earth import great_circle_m
 from imagery2flow.run.errors import InputError, MissingInputError, TableError
 from imagery2flow.run.files import save_tensors
 from imagery2flow.run.flow_config import TreesConfig

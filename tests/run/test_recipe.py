@@ -8,9 +8,11 @@ import pytest
 
 from imagery2flow.run import config
 from imagery2flow.run.acquire_config import AcquireConfig
+from imagery2flow.run.adopt_config import AdoptConfig
 from imagery2flow.run.cli import build_parser, parse_config
 from imagery2flow.run.config import EmbeddingConfig, EncoderConfig, PreprocessingConfig
-from imagery2flow.run.flow_config import EvaluateConfig, FlowTestConfig, FlowTrainingConfig, ResultsConfig
+from imagery2flow.run.distances_config import DistancesConfig
+from imagery2flow.run.flow_config import EvaluateConfig, FlowTestConfig, FlowTrainingConfig, ImportConfig, ResultsConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 PAPER = ROOT / "configs" / "paper"
@@ -24,6 +26,9 @@ STAGES = {
 COMMANDS = {
     "synthetic": config.SyntheticConfig,
     "acquire": AcquireConfig,
+    "adopt": AdoptConfig,
+    "distances": DistancesConfig,
+    "import_published": ImportConfig,
     "evaluate": EvaluateConfig,
     "results": ResultsConfig,
     "map": config.MapConfig,
