@@ -30,7 +30,9 @@ def write_distances(config: DistancesConfig, ledger: Ledger) -> Path:
     distance_m = measure(config, graph, ledger)
     origin, destination = np.array(graph.geocodes, dtype=object)[graph.edge]
     absent = ~(distance_m > 0)  # NaN too; 0 where both ends lie at one place of a road, and 0 off the diagonal means unknown
-    ledger.leave_out("pairs of neighbours without a way by road between them", origin[absent] + ">" + destination[absent])
+    ledger.leave_out(
+        "pairs of neighbours without a way by road between them, or at one place of a road", origin[absent] + ">" + destination[absent]
+    )
     lonely = np.setdiff1d(graph.edge, graph.edge[:, ~absent])
     ledger.leave_out("units without a way to or from any neighbour", np.array(graph.geocodes, dtype=object)[lonely])
     if absent.all():

@@ -16,20 +16,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from imagery2flow.flows.decoder import FlowTrees, load_trees
+from imagery2flow.flows.decoder import FlowTrees
 from imagery2flow.flows.learning import fit_constants, split_by_id
 from imagery2flow.flows.model import FlowModel
-from imagery2flow.flows.record import Embedder, FlowRecord, build_model, save_record
+from imagery2flow.flows.record import MODEL_FILE, Embedder, FlowRecord, build_model, save_record
 from imagery2flow.flows.region import Region, load_region
 from imagery2flow.flows.scaling import Scaling, fit_scaling
 from imagery2flow.flows.splits import Split, read_split
-from imagery2flow.flows.tree_decoder import HOME, TreeDecoder, UnitInputs
+from imagery2flow.flows.tree_decoder import TreeDecoder, UnitInputs
 from imagery2flow.run.device import choose_device
 from imagery2flow.run.errors import InputError, shown
 from imagery2flow.run.files import check_output_folder, existing_file, load_tensors, replacing
 from imagery2flow.run.flow_config import FlowTrainingConfig, ImportConfig, TreesConfig
 from imagery2flow.run.stage import Ledger
 
+TREES_FILE = "published_trees.txt"
 SMALLEST_FLOW = 2.0  # published predictions are 2 to the power of at least 1
 # The published file holds scores beside the weights, as numpy's numbers; those of numpy 1 come from a module of another name.
 NUMPY_SCALAR = np.float64(0).__reduce__()[0]  # how numpy itself makes a number out of its bytes
@@ -56,11 +57,15 @@ def import_published(config: ImportConfig, ledger: Ledger) -> Path:
     """
     folder = Path(config.model_dir)
     check_output_folder(folder, "--output_dir")
+    if (folder / MODEL_FILE).exists():
+        raise InputError(f"{folder} holds a flow model already; remove it, or name another with --log")
     text = None if config.lightgbm_path is None else read_trees_text(config.lightgbm_path, ledger)
-    booster = None if text is None else write_text(folder / f"{HOME}.txt", text, ledger)
+    booster = None if text is None else load_text(text, ledger)
     if config.network_path is None:
+        assert text is not None
+        write_text(folder / TREES_FILE, text)
         ledger.note(
-            f"the trees alone predict nothing: they read embeddings by a network that is not given; their text is {folder / f'{HOME}.txt'}"
+            f"the trees alone predict nothing: they read embeddings by a network that is not given; their text is {folder / TREES_FILE}"
         )
         return folder / "run.json"
     weights = read_network(config.network_path, ledger)
@@ -241,14 +246,18 @@ def read_trees_text(path: str, ledger: Ledger) -> str:
     return text.decode("utf-8", errors="replace")
 
 
-def write_text(path: Path, text: str, ledger: Ledger) -> lightgbm.Booster:
-    """Writes the text as it is and reads it again."""
+def load_text(text: str, ledger: Ledger) -> lightgbm.Booster:
+    """The trees of a text that ``read_trees_text`` found."""
+    booster = lightgbm.Booster(model_str=text)
+    ledger.note(f"LightGBM: {booster.num_trees():,} trees that read {booster.num_feature():,} features")
+    return booster
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes the text as it was found."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-    booster = load_trees(path)
-    ledger.note(f"LightGBM: {booster.num_trees():,} trees that read {booster.num_feature():,} features; {path}")
-    return booster
 
 
 def check_columns(config: ImportConfig, booster: lightgbm.Booster, settings: FlowTrainingConfig) -> int:

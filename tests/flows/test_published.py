@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from pathlib import Path
 
@@ -16,12 +17,12 @@ from imagery2flow.flows.attention import GraphTensors, attend
 from imagery2flow.flows.decoder import load_trees
 from imagery2flow.flows.model import FlowModel
 from imagery2flow.flows.prediction import test_flows as predict_flows
-from imagery2flow.flows.published import read_network, read_trees_text, to_own_names
+from imagery2flow.flows.published import TREES_FILE, read_network, read_trees_text, to_own_names
 from imagery2flow.flows.record import load_record
 from imagery2flow.flows.region import load_region
 from imagery2flow.run.errors import InputError
 from imagery2flow.run.stage import Ledger
-from tests.flows.conftest import GEOCODES, MODEL, NUM_FEATURES, prediction_config, read
+from tests.flows.conftest import GEOCODES, MODEL, NUM_FEATURES, files_of, prediction_config, read
 
 WIDTH, NUM_LAYERS = 4, 3
 NUM_COLUMNS = 2 * WIDTH + 1
@@ -141,10 +142,28 @@ def test_a_network_without_trees_decodes_alone(files):
 
 def test_trees_alone_are_written_as_text(files, capsys):
     assert main(["import_published", *TREES]) == 0
-    booster = load_trees(MODEL / "lightgbm.txt")
+    booster = load_trees(MODEL / TREES_FILE)
     columns = np.random.default_rng(5).random((50, NUM_COLUMNS))
     np.testing.assert_array_equal(booster.predict(columns), files.predict(columns))
     assert "6 trees that read 9 features" in capsys.readouterr().err
+
+
+def test_origins_that_were_held_out_are_scored(files, capsys):
+    split = pd.DataFrame({"geocode": GEOCODES, "split": ["train", "valid", "test"] * 10})
+    split.to_csv("split.csv", index=False)
+    assert main(["import_published", *NETWORK, *TREES, "--split_path", "split.csv"]) == 0
+    predict_flows(prediction_config("town"), quiet())
+    table = read(MODEL / "town_2020" / "predictions_lightgbm.csv")
+    assert set(table.h_geocode[table.scored]) == set(GEOCODES[2::3])
+    scores = json.loads((MODEL / "town_2020" / "metrics.json").read_text())
+    assert set(scores) == {"bilinear", "lightgbm", "constant"}
+
+
+def test_a_model_that_is_there_is_left_as_it_is(files, capsys):
+    assert main(["import_published", *NETWORK]) == 0
+    before = files_of(MODEL)
+    assert "holds a flow model already" in refused(capsys, *NETWORK, *TREES)
+    assert files_of(MODEL) == before
 
 
 class Harm:
