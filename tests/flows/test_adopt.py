@@ -1,12 +1,16 @@
 """A generated folder in the published layout, brought to where the stages look, and read by them."""
 
 import json
+import pickle
 from pathlib import Path
 
+import lightgbm
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
+import test_ODPrediction
 from imagery2flow.__main__ import main
 from imagery2flow.flows.region import load_region
 from imagery2flow.flows.splits import read_split
@@ -14,6 +18,7 @@ from imagery2flow.flows.table import read_flows
 from imagery2flow.imagery.units import read_units
 from imagery2flow.run.stage import Ledger
 from tests.flows.conftest import NUM_UNITS, draw_features, draw_flows, grid_units, training_config
+from tests.flows.test_published import NUM_COLUMNS, draw_weights
 
 IDS = tuple(f"0603700{number:04d}" for number in range(NUM_UNITS))  # of California: numbers lose the leading zero
 BEYOND = IDS[-1]  # a tract that is no node
@@ -101,6 +106,30 @@ def test_distances_beside_the_flows_are_taken_where_neighbours_have_none(publish
     assert table.index.is_unique and set(flows) <= set(table.index)
     assert table[IDS[1], IDS[0]] == CAR * 1_000  # the matrix goes before
     assert set(table.round()) == {CAR * 1_000, 9_999.0}
+
+
+def test_published_folder_and_weights_lead_to_scores(published):
+    assert adopt("--pair_distances") == 0
+    torch.save({"state_dict": draw_weights()}, "network.pth")
+    columns = np.random.default_rng(0).random((400, NUM_COLUMNS))
+    Path("trees.txt").write_bytes(pickle.dumps(lightgbm.LGBMRegressor(n_estimators=6, verbose=-1).fit(columns, columns[:, 0])))
+    draw_features().set_axis(pd.Index(IDS, name="geocode")).to_csv("features.csv")
+    region = [
+        "--region",
+        "M2",
+        "--node_feats_path",
+        "features.csv",
+        "--distance_path",
+        "data/M2/distances.csv",
+        "--log",
+        "M2_old",
+        "--device",
+        "cpu",
+    ]
+    weights = ["--network_path", "network.pth", "--lightgbm_path", "trees.txt", "--split_path", "data/M2/split.csv"]
+    assert main(["import_published", *weights, *region]) == 0
+    assert test_ODPrediction.main(region) == 0
+    assert set(json.loads(Path("outputs/M2_old/M2_2020/metrics.json").read_text())) == {"bilinear", "lightgbm", "constant"}
 
 
 def test_what_is_not_there_is_said(published, capsys):
