@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from imagery2flow.flows.context import surroundings
-from imagery2flow.flows.graph import EARTH_RADIUS_M
 from imagery2flow.flows.region import Region, join_regions
 from imagery2flow.flows.scaling import fit_scaling, largest_distance_m, raw_features
+from imagery2flow.run.earth import EARTH_RADIUS_M
 
 from .conftest import NUM_UNITS, make_line_graph, make_region
 
