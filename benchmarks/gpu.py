@@ -15,8 +15,6 @@ import argparse
 import datetime
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from encoder_run import EncoderRun, draw_patches
 from timing import machine, print_table
 
-from imagery2flow.encoder.compiling import wait
+from imagery2flow.encoder.compiling import seconds
 from imagery2flow.flows.attention import GraphTensors
 from imagery2flow.flows.epochs import NetworkTraining, PairTensors
 from imagery2flow.flows.model import FlowModel
@@ -79,22 +77,10 @@ SIZES = {
 }
 
 
-def seconds_of(work: Callable[[], object], device: torch.device, repeats: int) -> float:
-    """Mean wall time, after some calls to warm up."""
-    for _ in range(WARM_UP):
-        work()
-    wait(device)
-    started = time.perf_counter()
-    for _ in range(repeats):
-        work()
-    wait(device)
-    return (time.perf_counter() - started) / repeats
-
-
 def matrix_peak(side: int, device: torch.device) -> float:
     """Floating-point operations a second of one bf16 product of random square matrices."""
     first, second = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
-    return 2 * side**3 / seconds_of(lambda: first @ second, device, 20)
+    return 2 * side**3 / seconds(lambda: first @ second, device, 20, WARM_UP)
 
 
 def encoder_row(name: str, batch_size: int, size: Size, patches: PatchSet, peak: float, settings: argparse.Namespace) -> list[str]:
@@ -105,10 +91,12 @@ def encoder_row(name: str, batch_size: int, size: Size, patches: PatchSet, peak:
     device, images = run.fabric.device, len(run.images)
     for note in [run.choice, *run.ledger.notes]:
         print(f"{name}: {note}", flush=True)
-    trained_s, constant_s, bare_s = (seconds_of(step, device, size.steps) for step in (run.training_step, run.constant_step, run.bare_step))
+    trained_s, constant_s, bare_s = (
+        seconds(step, device, size.steps, WARM_UP) for step in (run.training_step, run.constant_step, run.bare_step)
+    )
     share = run.operations() / trained_s / peak
-    embedded_s = seconds_of(lambda: run.embed(batch_size), device, 1)
-    ready_s = seconds_of(lambda: run.embed_ready_batches(batch_size), device, 1)
+    embedded_s = seconds(lambda: run.embed(batch_size), device, 1)
+    ready_s = seconds(lambda: run.embed_ready_batches(batch_size), device, 1)
     num_ready = size.num_patches // batch_size * batch_size
     bound = LEAST_SHARE_OF_PEAK.get(name)
     verdict = "" if bound is None else f" (target {bound} %: {'met' if share >= bound / 100 else 'MISSED'})"
@@ -136,10 +124,10 @@ def flow_epoch(size: Size, device: torch.device) -> str:
     )
     shape = {name: getattr(config, name) for name in ("embedding_size", "num_hidden_layers", "dropout", "unit_terms", "pair_distance")}
     training = NetworkTraining(config, FlowModel(features.shape[1], **shape).to(device), graph, pairs)
-    seconds = seconds_of(lambda: training.run_epoch(0), device, 3)
+    epoch_s = seconds(lambda: training.run_epoch(0), device, 3)
     return (
         f"flow model, {size.num_units:,} units, {size.num_pairs:,} pairs, width {size.width}, {config.num_hidden_layers + 1} layers, "
-        f"{min(config.batch_size, size.num_pairs):,} pairs a step: {seconds:.3f} s an epoch, {size.num_pairs / seconds:,.0f} pairs/s"
+        f"{min(config.batch_size, size.num_pairs):,} pairs a step: {epoch_s:.3f} s an epoch, {size.num_pairs / epoch_s:,.0f} pairs/s"
     )
 
 

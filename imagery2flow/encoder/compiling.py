@@ -60,15 +60,16 @@ def compile_if_faster(model: SimCLR, one_pass: Callable[[], None], even_if_slowe
         ledger.note(f"the encoder runs {outcome}: {1000 * compiled_s:.1f} ms a pass compiled, {1000 * plain_s:.1f} ms as it is")
 
 
-def seconds(one_pass: Callable[[], None], device: torch.device) -> float:
-    """Wall time of one pass, the mean of several after one to warm up."""
-    one_pass()
+def seconds(work: Callable[[], object], device: torch.device, repeats: int = TRIAL_PASSES, warm_up: int = 1) -> float:
+    """Wall time of some work, the mean of several calls after some to warm up."""
+    for _ in range(warm_up):
+        work()
     wait(device)
     started = time.perf_counter()
-    for _ in range(TRIAL_PASSES):
-        one_pass()
+    for _ in range(repeats):
+        work()
     wait(device)
-    return (time.perf_counter() - started) / TRIAL_PASSES
+    return (time.perf_counter() - started) / repeats
 
 
 def wait(device: torch.device) -> None:

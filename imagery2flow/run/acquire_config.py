@@ -68,6 +68,8 @@ class AcquireConfig:
     def __post_init__(self) -> None:
         is_name = self.region not in ("", ".", "..") and not set(self.region) & set("/\\\0")
         require(is_name, "region", self.region, "a name without slashes")
+        # Also in one word with commas, as such lists are often written.
+        object.__setattr__(self, "what", [kind for word in self.what for kind in word.split(",") if kind])
         known = bool(self.what) and set(self.what) <= {*KINDS, "imagery"}
         require(known, "what", " ".join(self.what) or "(none)", f"some of {', '.join(KINDS)}, imagery")
         places = [name for name in ("state_county", "cbsa", "units") if getattr(self, name)]

@@ -18,6 +18,11 @@ def test_numbers_of_places_stay_text(tmp_path):
     assert parse(f"--config {tmp_path}/a.yaml").cbsa == "35620"
 
 
+@pytest.mark.parametrize("flags", ["--what units,flows", "--what units flows", "--what units, flows"])
+def test_kinds_of_data_stand_apart_by_spaces_or_commas(flags):
+    assert parse(flags).what == ["units", "flows"]
+
+
 def test_the_vintage_decides_census_and_lodes():
     new, old = parse("--year 2022"), parse("--vintage 2015 --year 2019")
     assert (new.census, new.lodes_version, new.id_column) == (2020, 8, "GEOID20")
