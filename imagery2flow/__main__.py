@@ -12,6 +12,7 @@ from imagery2flow.run.cli import parse_config
 from imagery2flow.run.config import MapConfig, SyntheticConfig
 from imagery2flow.run.distances_config import DistancesConfig
 from imagery2flow.run.flow_config import EvaluateConfig, ImportConfig, ResultsConfig
+from imagery2flow.run.land_cover_config import LandCoverConfig
 from imagery2flow.run.stage import run_stage
 
 
@@ -24,12 +25,13 @@ def synthetic(argv: Sequence[str]) -> int:
 
 
 def acquire(argv: Sequence[str]) -> int:
-    """Fetches a region's tracts, flows, population and imagery from public sources."""
+    """Fetches a region's tracts, flows, population, imagery and land cover from public sources."""
     config = parse_config("python -m imagery2flow acquire", AcquireConfig, argv)
+    from imagery2flow.imagery.land_cover import count_land_cover
     from imagery2flow.imagery.units import read_units
     from imagery2flow.sources import acquire as work
 
-    return run_stage("acquire", config, partial(work.acquire, read_units=read_units))
+    return run_stage("acquire", config, partial(work.acquire, read_units=read_units, count_land_cover=count_land_cover))
 
 
 def adopt(argv: Sequence[str]) -> int:
@@ -46,6 +48,14 @@ def distances(argv: Sequence[str]) -> int:
     from imagery2flow.flows.distances import write_distances
 
     return run_stage("distances", config, write_distances)
+
+
+def land_cover(argv: Sequence[str]) -> int:
+    """Measures the area of every class of land cover in every unit."""
+    config = parse_config("python -m imagery2flow land_cover", LandCoverConfig, argv)
+    from imagery2flow.imagery.land_cover import write_land_cover
+
+    return run_stage("land_cover", config, write_land_cover)
 
 
 def import_published(argv: Sequence[str]) -> int:
@@ -85,6 +95,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "acquire": acquire,
     "adopt": adopt,
     "distances": distances,
+    "land_cover": land_cover,
     "import_published": import_published,
     "evaluate": evaluate,
     "results": results,

@@ -38,6 +38,7 @@ BLOCK_BYTES = 1 << 20
 PASSING_STATUS = {408, 425, 429, 500, 502, 503, 504}
 STATUS_PARTIAL, STATUS_RANGE_REFUSED = 206, 416
 STATUS_NO_HEAD = {405, 501}
+ABSENT_STATUS = {404, 410}
 FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 Answer = TypeVar("Answer")
@@ -53,6 +54,7 @@ class Remote:
         sha256: What its content must hash to; None where nobody publishes it.
         is_hash_unpacked: The published hash is of what the file (gzip) unpacks to.
         name: Name in the cache; default the last part of the address.
+        may_be_absent: Nothing is wrong where the server has no such file.
     """
 
     what: str
@@ -60,6 +62,7 @@ class Remote:
     sha256: str | None = None
     is_hash_unpacked: bool = False
     name: str | None = None
+    may_be_absent: bool = False
 
     @property
     def file_name(self) -> str:
@@ -79,6 +82,10 @@ class PassingError(Exception):
 
 class NoAnswerError(InputError):
     """A server kept failing; others may answer, and this one later."""
+
+
+class AbsentError(InputError):
+    """A server answered that it has no such file."""
 
 
 class Downloader:
@@ -265,7 +272,8 @@ class Downloader:
         response.close()
         if status in PASSING_STATUS:
             raise PassingError(f"status {status}")
-        raise InputError(
+        kind = AbsentError if status in ABSENT_STATUS else InputError
+        raise kind(
             f"{remote.what} is not at {remote.address} (status {status}); check year and place, or name another address with --addresses"
         )
 
