@@ -1,14 +1,12 @@
 """``python -m imagery2flow land_cover``: area of every class of land cover or land use in every areal unit, from rasters of class codes.
 
-A unit is counted on the grid of the first raster that it meets, continued beyond that raster's edges: every pixel of this grid whose centre lies in the
-unit counts once. Its class is that of the first raster, in the order given, that has one at this centre (the pixel that holds it; other grids and CRSs
-are sampled there), so that overlapping tiles count no place twice. Where no raster has a class, the pixel goes to ``nodata_m2``: all columns of a row
-add up to the number of the unit's pixels times their area. A unit that meets no raster at all has no pixels: its own area is its ``nodata_m2``.
+A unit is counted on the grid of the first raster that it meets, continued beyond its edges: every pixel of this grid whose centre lies in the unit
+counts once. Its class is that of the first raster, in the order given, that has one at this centre (other grids and CRSs are sampled there), so that
+overlapping tiles count no place twice. Where no raster has one, the pixel goes to ``nodata_m2``: a row adds up to the number of the unit's pixels times
+their area. A unit that meets no raster has no pixels: its own area is its ``nodata_m2``.
 
-The area of a pixel is true on the ellipsoid for a CRS in degrees, and as the CRS has it otherwise: true for equal-area ones (NLCD's EPSG:5070), within
-.1 % in a UTM zone; a CRS that stretches areas by more than 1 % is named in the ledger.
-
-Only windows are read, in strips of at most ``STRIP_PIXELS``.
+The area of a pixel is true on the ellipsoid for a CRS in degrees, and as the CRS has it otherwise: true for equal-area ones (NLCD's EPSG:5070); a CRS
+that stretches areas by more than 1 % is named in the ledger. Only windows are read, in strips of at most ``STRIP_PIXELS``.
 """
 
 from __future__ import annotations
@@ -24,6 +22,7 @@ import numpy as np
 import pandas as pd
 import pyproj
 import rasterio
+from rasterio.crs import CRS
 from rasterio.windows import Window
 from tqdm import tqdm
 
@@ -74,7 +73,7 @@ def count_land_cover(
         ``geocode``, ``class_<code>`` in m2 (rounded to .01; sorted by code), ``nodata_m2``; rows in the order of ``units``.
 
     Raises:
-        InputError: A raster holds no classes, has no CRS or cannot be read, units are no polygons, or no unit has a class.
+        InputError: A raster is none of classes or has no CRS, units are no polygons, or no unit has a class.
     """
     if not units.geom_type.isin(("Polygon", "MultiPolygon")).all():
         kinds = ", ".join(sorted(set(units.geom_type)))
@@ -211,7 +210,7 @@ def same_places(own: Scene, other: Scene, rows: np.ndarray, columns: np.ndarray)
 
 
 @lru_cache
-def transformer(source: rasterio.CRS, target: rasterio.CRS) -> pyproj.Transformer:
+def transformer(source: CRS, target: CRS) -> pyproj.Transformer:
     """From one CRS to another; x before y."""
     return pyproj.Transformer.from_crs(source.to_wkt(), target.to_wkt(), always_xy=True)
 
