@@ -1,7 +1,6 @@
 """Areas of classes in units: against values by hand, a loop over pixels, areas on the ellipsoid; tiles; what is refused."""
 
 import json
-import os
 from pathlib import Path
 
 import geopandas as gpd
@@ -18,12 +17,10 @@ from rasterio.transform import from_origin
 from imagery2flow.__main__ import main
 from imagery2flow.imagery import land_cover
 from imagery2flow.imagery.land_cover import count_land_cover
-from imagery2flow.imagery.units import read_units
 from imagery2flow.run.errors import BandError, CRSError, InputError
 
 from .helpers import GSD_M, LEFT, TOP, place, quiet, rectangle
 
-DATA = Path(os.environ.get("IMAGERY2FLOW_DATA", Path(__file__).parents[3] / "shared" / "data")).resolve()
 PIXEL_M2 = GSD_M**2
 
 
@@ -325,21 +322,3 @@ def test_bad_settings_are_one_sentence(write_scene, write_units, tmp_path, monke
         status = end.code
     assert status == 2 and says in capsys.readouterr().err.splitlines()[-1]
     assert not Path("land_cover.csv").exists()
-
-
-@pytest.mark.skipif(
-    not (DATA / "raleigh").is_dir(), reason=f"no real sample in {DATA}; set IMAGERY2FLOW_DATA to its folder to run this test"
-)
-def test_raleighs_tracts_on_a_real_map_equal_a_loop_over_pixels():
-    path, units = DATA / "raleigh" / "landcover_1996.tif", read_units(DATA / "raleigh" / "units.gpkg", None, quiet())
-    table = count_land_cover(units, [path], quiet()).set_index("geocode")
-    assert list(table) == [f"class_{code}" for code in range(1, 8)] + ["nodata_m2"] and len(table) == 26
-    with rasterio.open(path) as raster:
-        codes, grid = raster.read(1), raster.transform
-    columns, rows = np.meshgrid(np.arange(-50, codes.shape[1] + 50), np.arange(-120, codes.shape[0] + 120))
-    x, y = grid * (columns.ravel() + 0.5, rows.ravel() + 0.5)
-    there = np.pad(codes, ((120, 120), (50, 50))).ravel()  # 0 beyond the map
-    for geocode, shape in units.geometry.items():
-        numbers = np.bincount(there[shapely.contains_xy(shape, x, y)], minlength=8)
-        np.testing.assert_allclose(table.loc[geocode], numbers[[*range(1, 8), 0]] * 28.5**2, atol=0.01)
-        assert table.loc[geocode].sum() == pytest.approx(shape.area, rel=0.01)
