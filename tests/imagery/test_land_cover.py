@@ -304,7 +304,7 @@ def test_rasters_of_no_classes_are_refused(write_scene, values, profile, kind, s
         ({"--raster_path": "units.gpkg"}, "scene units.gpkg cannot be opened as a raster"),
         ({"--output_path": "land_cover.txt"}, "--output_path land_cover.txt must end in .csv"),
         ({"--units_path": "absent.gpkg"}, "units absent.gpkg do not exist"),
-        ({"--units_path": "points.gpkg"}, "land cover is counted in polygons but points.gpkg holds Point"),
+        ({"--units_path": "points.gpkg"}, "land cover needs polygons but points.gpkg hold Point; give the tracts"),
         ({"--units_path": "far.gpkg"}, "no unit of far.gpkg lies on a scene"),
         ({"--raster_path": None}, "raster_path"),
     ],
