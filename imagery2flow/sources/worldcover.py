@@ -36,9 +36,9 @@ def edition_of(year: int) -> int:
 
 def tile_names(units: gpd.GeoDataFrame) -> list[str]:
     """Names of the tiles on which units lie, from the south-west: those of their lower left corners, such as N39W078."""
-    parts = units.to_crs(4326).geometry.explode()
-    tree = shapely.STRtree(parts.to_numpy())
-    first_x, first_y, last_x, last_y = np.floor(parts.bounds.to_numpy() / TILE_DEGREES).astype(int).T
+    shapes = units.to_crs(4326).geometry
+    tree = shapely.STRtree(shapes.to_numpy())
+    first_x, first_y, last_x, last_y = np.floor(shapes.bounds.to_numpy() / TILE_DEGREES).astype(int).T
     corners = {
         corner
         for left, bottom, right, top in zip(first_x, first_y, last_x, last_y, strict=True)

@@ -184,6 +184,16 @@ def test_where_tiles_differ_the_first_that_has_a_class_counts(write_scene):
     assert dict(count(shapes, second, first).loc["a"]) == {"class_2": 3600, "nodata_m2": 1800}
 
 
+def test_a_finer_tile_gives_the_class_at_the_centre(write_scene):
+    """Nine pixels of 10 m for one of 30 m, of which the middle one holds its centre."""
+    coarse = write_scene(np.zeros((1, 2, 3), "uint8"), "coarse.tif", nodata=0)
+    nine = np.full((3, 3), 8, "uint8")
+    nine[1, 1] = 7
+    fine = write_scene(np.tile(nine, (2, 3))[None], "fine.tif", transform=from_origin(LEFT, TOP, GSD_M / 3, GSD_M / 3))
+    row = count({"a": rectangle(0, 0, 3, 2)}, coarse, fine).loc["a"]
+    assert dict(row) == {"class_7": 6 * PIXEL_M2, "nodata_m2": 0}
+
+
 @pytest.mark.parametrize("strip_pixels", [7, 1 << 21])
 def test_a_tile_of_another_grid_and_crs_is_sampled_at_the_centres(write_scene, monkeypatch, strip_pixels):
     """The left half in UTM, the right one in degrees and finer: north of a parallel is 1, south of it 2, in both."""
