@@ -11,7 +11,7 @@ from imagery2flow.run.adopt_config import AdoptConfig
 from imagery2flow.run.cli import parse_config
 from imagery2flow.run.config import MapConfig, SyntheticConfig
 from imagery2flow.run.distances_config import DistancesConfig
-from imagery2flow.run.flow_config import EvaluateConfig, ImportConfig, ResultsConfig
+from imagery2flow.run.flow_config import EvaluateConfig, FoldsConfig, ImportConfig, ResultsConfig
 from imagery2flow.run.land_cover_config import LandCoverConfig
 from imagery2flow.run.stage import run_stage
 
@@ -82,6 +82,14 @@ def evaluate(argv: Sequence[str]) -> int:
     return run_stage("evaluate", config, work.evaluate)
 
 
+def folds(argv: Sequence[str]) -> int:
+    """Joins five models that were each tested on another fifth of the origins."""
+    config = parse_config("python -m imagery2flow folds", FoldsConfig, argv)
+    from imagery2flow.flows.folds import join_folds
+
+    return run_stage("folds", config, join_folds)
+
+
 def flow_map(argv: Sequence[str]) -> int:
     """Draws a region's imagery, observed and predicted flows."""
     config = parse_config("python -m imagery2flow map", MapConfig, argv)
@@ -98,6 +106,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "land_cover": land_cover,
     "import_published": import_published,
     "evaluate": evaluate,
+    "folds": folds,
     "results": results,
     "map": flow_map,
 }
