@@ -19,7 +19,7 @@ import geopandas as gpd
 import pytest
 import shapely
 
-from imagery2flow.sources import download
+from imagery2flow.sources import http
 
 
 @dataclasses.dataclass
@@ -109,7 +109,7 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def server(monkeypatch) -> Iterator[FileServer]:
     """A server of this machine; attempts follow each other without pause."""
-    monkeypatch.setattr(download, "FIRST_PAUSE_S", 0.0)
+    monkeypatch.setattr(http, "FIRST_PAUSE_S", 0.0)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     server = FileServer()
     thread = threading.Thread(target=server.http.serve_forever, kwargs={"poll_interval": 0.01})

@@ -12,9 +12,10 @@ import pytest
 
 from imagery2flow.run.errors import InputError
 from imagery2flow.run.stage import Ledger
-from imagery2flow.sources import download
+from imagery2flow.sources import download, http
 from imagery2flow.sources.addresses import ADDRESSES, read_addresses
-from imagery2flow.sources.download import ATTEMPTS, Downloader, Remote
+from imagery2flow.sources.download import Downloader, Remote
+from imagery2flow.sources.http import ATTEMPTS
 from tests.sources.conftest import Fault
 
 CONTENT = os.urandom(300_000)
@@ -175,7 +176,7 @@ def test_a_damaged_file_of_the_cache_is_fetched_again(server, remote, downloader
 
 
 def test_a_silent_server_is_left(server, remote, downloader, monkeypatch):
-    monkeypatch.setattr(download, "SILENCE_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(http, "SILENCE_TIMEOUT_S", 0.1)
     server.faults["/folder/a.csv.gz"] = [Fault(silent_s=0.5)]
     assert downloader.fetch(remote).read_bytes() == CONTENT
     assert "timed out" in downloader.ledger.notes[0]
@@ -187,7 +188,7 @@ def test_a_redirect_is_followed(server, remote, downloader):
 
 
 def test_nobody_at_the_address(downloader, monkeypatch):
-    monkeypatch.setattr(download, "FIRST_PAUSE_S", 0.0)
+    monkeypatch.setattr(http, "FIRST_PAUSE_S", 0.0)
     with pytest.raises(InputError, match=r"cannot be fetched from http://127.0.0.1:1/a \(.*refused, 6 times"):
         downloader.fetch(Remote("the flows", "http://127.0.0.1:1/a"))
 

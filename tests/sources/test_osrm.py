@@ -12,7 +12,7 @@ import pytest
 
 from imagery2flow.run.errors import InputError
 from imagery2flow.run.stage import Ledger
-from imagery2flow.sources import download
+from imagery2flow.sources import http
 from imagery2flow.sources.osrm import PLACES_PER_REQUEST, batches, osrm_distances
 
 SNAP_M = 1_000.0
@@ -55,16 +55,16 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def osrm(monkeypatch):
     """The server, as the dictionary by which it is told what to do."""
-    monkeypatch.setattr(download, "FIRST_PAUSE_S", 0.0)
+    monkeypatch.setattr(http, "FIRST_PAUSE_S", 0.0)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    http.daemon_threads = True
-    http.told = {"asked": [], "answers": [], "null": set(), "off_m": {}, "url": f"http://127.0.0.1:{http.server_port}"}
-    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01})
+    running = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    running.daemon_threads = True
+    running.told = {"asked": [], "answers": [], "null": set(), "off_m": {}, "url": f"http://127.0.0.1:{running.server_port}"}
+    thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
-    yield http.told
-    http.shutdown()
-    http.server_close()
+    yield running.told
+    running.shutdown()
+    running.server_close()
     thread.join()
 
 
@@ -120,7 +120,7 @@ def test_a_busy_server_is_asked_again(osrm):
 @pytest.mark.parametrize(
     ("answers", "says"),
     [
-        ([(503, {})] * download.ATTEMPTS, "does not answer (status 503, 6 times)"),
+        ([(503, {})] * http.ATTEMPTS, "does not answer (status 503, 6 times)"),
         ([(400, {"code": "NoSegment", "message": "Could not find"})], "refuses a table of 3 places (NoSegment: Could not find)"),
         ([(200, {"code": "Ok", "durations": [[1]]})], "answers without a table of 3 x 3 distances"),
         ([(200, {"code": "Ok", "distances": [[1, 2]], "sources": [], "destinations": []})], "answers without a table"),
