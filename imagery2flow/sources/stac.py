@@ -157,7 +157,8 @@ def check_packages(config: AcquireConfig) -> None:
         import pystac_client  # noqa: F401
     except ImportError as error:
         raise InputError(
-            'acquiring imagery needs the packages pystac-client and odc-stac; install them with: pip install "imagery2flow[acquire]"'
+            'acquiring imagery needs the packages pystac-client and odc-stac; install them with: pip install "imagery2flow[acquire]", '
+            "or leave imagery out of --what"
         ) from error
     signer(config)
 
@@ -174,7 +175,7 @@ def signer(config: AcquireConfig) -> Callable[[str], str] | None:
         import planetary_computer
     except ImportError as error:
         raise InputError(
-            "--catalogue planetary_computer needs the package planetary-computer; install it with: pip install planetary-computer"
+            '--catalogue planetary_computer needs the package planetary-computer; install it with: pip install "imagery2flow[acquire]"'
         ) from error
     return planetary_computer.sign
 

@@ -19,7 +19,8 @@ import geopandas as gpd
 import pytest
 import shapely
 
-from imagery2flow.sources import http
+from imagery2flow.sources import http, stac
+from tests.sources.catalogue import UNITS_M, Catalogue
 
 
 @dataclasses.dataclass
@@ -31,12 +32,24 @@ class Fault:
         sends: Bytes of the body after which the connection closes.
         silent_s: Seconds before anything is answered.
         location: Address to which the request is sent on.
+        headers: Sent besides.
+        content: Sent instead of the file.
+        ignores_range: The whole file comes, whatever part was asked for.
+        ignores_edition: The part comes, whatever edition it is of.
+        hides_length: The size is not stated; the body ends where the connection does.
+        at_once: Bytes that are sent at a time, with ``silent_s`` between.
     """
 
     status: int | None = None
     sends: int | None = None
     silent_s: float = 0.0
     location: str | None = None
+    headers: dict[str, str] = dataclasses.field(default_factory=dict)
+    content: bytes | None = None
+    ignores_range: bool = False
+    ignores_edition: bool = False
+    hides_length: bool = False
+    at_once: int | None = None
 
 
 class FileServer:
@@ -79,14 +92,17 @@ class Handler(BaseHTTPRequestHandler):
             self.send_response(302 if fault.location else fault.status or 404)
             if fault.location:
                 self.send_header("Location", fault.location)
+            for name, value in fault.headers.items():
+                self.send_header(name, value)
             self.send_header("Content-Length", "0")
             self.end_headers()
             return
-        self.send_file(server.files[path], fault, body)
+        self.send_file(server.files[path] if fault.content is None else fault.content, fault, body)
 
     def send_file(self, content: bytes, fault: Fault, body: bool) -> None:
         edition = f'"{hashlib.md5(content).hexdigest()}"'
-        wanted = self.headers.get("Range", "") if self.headers.get("If-Range", edition) == edition else ""
+        is_ours = fault.ignores_edition or self.headers.get("If-Range", edition) == edition
+        wanted = self.headers.get("Range", "") if is_ours and not fault.ignores_range else ""
         first, _, last = wanted.removeprefix("bytes=").partition("-")
         begin, end = int(first or 0), min(int(last or len(content)) + 1, len(content))
         if begin >= len(content) > 0:
@@ -99,11 +115,16 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {begin}-{end - 1}/{len(content)}")
         if self.files_of.has_editions:
             self.send_header("ETag", edition)
-        self.send_header("Content-Length", str(end - begin))
+        if not fault.hides_length:
+            self.send_header("Content-Length", str(end - begin))
         self.end_headers()
         if body:
+            sent = content[begin:end][: fault.sends]
+            step = fault.at_once or max(len(sent), 1)
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the other side may have left
-                self.wfile.write(content[begin:end][: fault.sends])
+                for first_byte in range(0, len(sent), step):
+                    self.wfile.write(sent[first_byte : first_byte + step])
+                    time.sleep(fault.silent_s if fault.at_once else 0)
 
 
 @pytest.fixture
@@ -208,3 +229,14 @@ def public(server, tmp_path, monkeypatch) -> FileServer:
     }
     Path("mirror.yaml").write_text("".join(f'{name}: "{server.url}{path}"\n' for name, path in addresses.items()))
     return server
+
+
+@pytest.fixture
+def catalogue(server, tmp_path, monkeypatch) -> Catalogue:
+    """The catalogue, mirror.yaml that names it, and units of the region."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(stac, "RETRY_PAUSE_S", 0.01)
+    Path("mirror.yaml").write_text(f"earth_search: {server.url}/stac\n")
+    Path("data/here").mkdir(parents=True)
+    gpd.GeoDataFrame({"geocode": ["a"]}, geometry=[shapely.box(*UNITS_M)], crs=32616).to_file("data/here/units.gpkg")
+    return Catalogue(server)
