@@ -18,9 +18,10 @@ from pathlib import Path
 import geopandas as gpd
 import pytest
 import shapely
+from rasterio.warp import transform_bounds
 
 from imagery2flow.sources import http, stac
-from tests.sources.catalogue import UNITS_M, Catalogue
+from tests.sources.catalogue import UNITS_M, Catalogue, sentinel2
 
 
 @dataclasses.dataclass
@@ -174,12 +175,12 @@ def lodes_csv(rows: list[tuple[str, str, int]]) -> bytes:
     return gzip.compress("\n".join([header, *lines, ""]).encode(), mtime=0)
 
 
-def tract_zip(tracts: Sequence[str], vintage: int = 2020, **changes: object) -> bytes:
-    """An archive in the format of TIGER: squares side by side, in the reverse order of their ids."""
+def tract_zip(tracts: Sequence[str], vintage: int = 2020, side: float = 0.1, **changes: object) -> bytes:
+    """An archive in the format of TIGER: squares side by side (degrees), in the reverse order of their ids."""
     suffix = "10" if vintage == 2010 else ""
     ids = sorted(tracts, reverse=True)
     columns = {f"GEOID{suffix}": ids, f"ALAND{suffix}": [0 if tract == WATER else 10_000 for tract in ids]}
-    squares = [shapely.box(-85 + 0.1 * number, 32, -84.9 + 0.1 * number, 32.1) for number in range(len(ids))]
+    squares = [shapely.box(-85 + side * number, 32, -85 + side * (number + 1), 32 + side) for number in range(len(ids))]
     table = gpd.GeoDataFrame(columns, geometry=squares, crs=4269).assign(**changes)
     content = io.BytesIO()
     with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(content, "w") as archive:
@@ -240,3 +241,16 @@ def catalogue(server, tmp_path, monkeypatch) -> Catalogue:
     Path("data/here").mkdir(parents=True)
     gpd.GeoDataFrame({"geocode": ["a"]}, geometry=[shapely.box(*UNITS_M)], crs=32616).to_file("data/here/units.gpkg")
     return Catalogue(server)
+
+
+@pytest.fixture
+def everything(public, monkeypatch) -> FileServer:
+    """The server with all data of the two counties, whose tracts are small, and a catalogue with an image of them."""
+    monkeypatch.setattr(stac, "RETRY_PAUSE_S", 0.01)
+    for state in ("01", "13"):
+        public.files[f"/2020/{state}.zip"] = tract_zip([tract for tract in (*LAND, WATER, BESIDE) if tract.startswith(state)], side=0.005)
+    left, _, _, top = transform_bounds("EPSG:4326", "EPSG:32616", -85, 32, -84.98, 32.005)
+    Catalogue(public).add("image", sentinel2(3000), left=left // 10 * 10 - 200, top=top // 10 * 10 + 200)
+    with Path("mirror.yaml").open("a") as stream:
+        stream.write(f"earth_search: {public.url}/stac\n")
+    return public
