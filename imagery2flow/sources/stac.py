@@ -33,6 +33,7 @@ from imagery2flow.run.acquire_config import AcquireConfig
 from imagery2flow.run.errors import InputError, first_sentence
 from imagery2flow.run.stage import Ledger
 from imagery2flow.sources import http
+from imagery2flow.sources.addresses import read_addresses
 
 if TYPE_CHECKING:
     from odc.geo.geobox import GeoBox
@@ -141,7 +142,7 @@ def find_items(footprint: shapely.Geometry, config: AcquireConfig, address: str,
     if not chosen:
         raise InputError(
             f"{config.catalogue} has no image of --sensor {config.sensor} over region {config.region} in {config.season} of {config.year} that may be used "
-            f"({left_out} found and left out, --max_cloud {config.max_cloud:g}); widen --season or --max_cloud, or name another --year or --sensor"
+            f"({left_out} found and left out, --max_cloud {config.max_cloud:g}); widen --season or --max_cloud, name another --year or --sensor, or leave imagery out of --what"
         )
     return chosen
 
@@ -177,7 +178,16 @@ def signer(config: AcquireConfig) -> Callable[[str], str] | None:
         raise InputError(
             '--catalogue planetary_computer needs the package planetary-computer; install it with: pip install "imagery2flow[acquire]"'
         ) from error
-    return planetary_computer.sign
+    # The one setting of the package that is an address.
+    planetary_computer.settings.Settings.get().sas_url = read_addresses(config.addresses)["planetary_computer_token"]
+
+    def sign(address: str) -> str:
+        try:
+            return planetary_computer.sign(address)
+        except ValueError as error:  # an answer that is no token; what the network does are errors of the system's already
+            raise OSError(f"its address cannot be signed: {first_sentence(error)}") from error
+
+    return sign
 
 
 def search(footprint: shapely.Geometry, config: AcquireConfig, address: str, ledger: Ledger) -> list[Item]:

@@ -37,6 +37,7 @@ class Fault:
         content: Sent instead of the file.
         ignores_range: The whole file comes, whatever part was asked for.
         ignores_edition: The part comes, whatever edition it is of.
+        part_bytes: Only so many bytes come, called a part of the file.
         hides_length: The size is not stated; the body ends where the connection does.
         at_once: Bytes that are sent at a time, with ``silent_s`` between.
     """
@@ -49,6 +50,7 @@ class Fault:
     content: bytes | None = None
     ignores_range: bool = False
     ignores_edition: bool = False
+    part_bytes: int | None = None
     hides_length: bool = False
     at_once: int | None = None
 
@@ -85,7 +87,7 @@ class Handler(BaseHTTPRequestHandler):
     def answer(self, body: bool) -> None:
         server = self.files_of
         server.asked.append((self.command, self.path, dict(self.headers)))
-        faults = server.faults.get(self.path, [])
+        faults = server.faults.get(self.path) or server.faults.get(self.path.partition("?")[0], [])
         fault = faults.pop(0) if faults else Fault()
         time.sleep(fault.silent_s)
         path = self.path if self.path in server.files else self.path.partition("?")[0]
@@ -106,6 +108,8 @@ class Handler(BaseHTTPRequestHandler):
         wanted = self.headers.get("Range", "") if is_ours and not fault.ignores_range else ""
         first, _, last = wanted.removeprefix("bytes=").partition("-")
         begin, end = int(first or 0), min(int(last or len(content)) + 1, len(content))
+        if fault.part_bytes:
+            wanted, end = wanted or "bytes=0-", begin + fault.part_bytes
         if begin >= len(content) > 0:
             self.send_response(416)
             self.send_header("Content-Length", "0")

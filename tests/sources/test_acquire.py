@@ -2,6 +2,7 @@
 
 import io
 import json
+import pickle
 import zipfile
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from imagery2flow.__main__ import main
 from imagery2flow.flows.table import read_flows
 from imagery2flow.imagery.units import read_units
 from imagery2flow.run.stage import Ledger
+from imagery2flow.sources import tiger
 from tests.sources.conftest import BESIDE, FLOWS, LAND, RESIDENTS, ROWS, WATER, Fault, lodes_csv, population_csv, publish_flows, tract_zip
 
 COUNTIES = "--state_county 13285 01017"
@@ -268,3 +270,27 @@ def test_paths_of_an_archive_do_not_escape(public, tmp_path):
     public.files["/2020/01.zip"] = content.getvalue()
     assert acquire(f"{COUNTIES} --what units") == 0
     assert not list(tmp_path.parent.rglob("escaped.txt"))
+
+
+def test_an_archive_that_unpacks_to_far_more_than_tracts_is_not_read(public, capsys, monkeypatch):
+    monkeypatch.setattr(tiger, "LARGEST_UNPACKED_BYTES", 1_000_000)
+    good = public.files["/2020/01.zip"]
+    content = io.BytesIO(good)
+    with zipfile.ZipFile(content, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("tl_2020_tract.dbx", bytes(2_000_000))
+    public.files["/2020/01.zip"] = content.getvalue()
+    assert "cannot be read as an archive of a shapefile (it unpacks to 2,00" in refused(capsys, TABLES)
+    public.files["/2020/01.zip"] = good
+    assert acquire(TABLES) == 0
+
+
+def test_a_pickle_among_public_files_is_not_run(public, capsys):
+    class Harm:
+        def __reduce__(self):
+            return Path.touch, (Path("harmed"),)
+
+    for path in ("/2020/01.zip", "/LODES8/al/od/al_od_main_JT00_2020.csv.gz", "/people/01.txt"):
+        good, public.files[path] = public.files[path], pickle.dumps(Harm())
+        assert "--addresses" in refused(capsys, TABLES)
+        public.files[path] = good
+    assert not Path("harmed").exists()

@@ -143,7 +143,9 @@ def test_a_full_disk_while_the_file_is_written(whole, made, capfd):
     with files_of_at_most(135_000):  # room for a block, but not for the file
         assert acquire() == 2
     sentence = capfd.readouterr().err.splitlines()[-1]
-    assert "data/here/s2_2020.tif cannot be written" in sentence and "see that its disk has room, and run the same command again" in sentence
+    assert (
+        "data/here/s2_2020.tif cannot be written" in sentence and "see that its disk has room, and run the same command again" in sentence
+    )
     assert len(kept()) == 4 and not list(Path("data/here").glob("*.tif")) and not list(Path("data/here").glob(".*.tif"))
     made.clear()
     assert acquire() == 0
@@ -207,7 +209,10 @@ def test_blocks_of_other_settings_are_not_used(broken, made, flags, num_made):
         (lambda catalogue: catalogue.add("new", sentinel2(9)), 4),
         (lambda catalogue: catalogue.features[0]["properties"].update({"s2:processing_baseline": "05.00"}), 4),
         (lambda catalogue: catalogue.features[0]["assets"]["red"].update(href=catalogue.features[1]["assets"]["red"]["href"]), 4),
-        (lambda catalogue: catalogue.features[0]["assets"]["red"].update(href=catalogue.features[0]["assets"]["red"]["href"] + "?sig=2"), 0),
+        (
+            lambda catalogue: catalogue.features[0]["assets"]["red"].update(href=catalogue.features[0]["assets"]["red"]["href"] + "?sig=2"),
+            0,
+        ),
     ],
     ids=["another image", "another offset", "another file", "another signature"],
 )
@@ -218,7 +223,10 @@ def test_blocks_of_other_images_are_not_used(broken, made, change, num_made):
     assert len(made) == num_made
 
 
-@pytest.mark.parametrize("damage", [lambda content: content[: len(content) // 2], lambda content: b"", lambda content: content[:5000] + b"\1" * 9 + content[5009:]])
+@pytest.mark.parametrize(
+    "damage",
+    [lambda content: content[: len(content) // 2], lambda content: b"", lambda content: content[:5000] + b"\1" * 9 + content[5009:]],
+)
 def test_a_damaged_block_is_made_again(whole, broken, made, damage):
     largest = max(kept(), key=lambda path: path.stat().st_size)
     largest.write_bytes(damage(largest.read_bytes()))

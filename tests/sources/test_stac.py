@@ -2,7 +2,6 @@
 
 import json
 import sys
-import types
 from datetime import date
 from pathlib import Path
 
@@ -16,8 +15,8 @@ from rasterio.warp import transform, transform_bounds
 from imagery2flow.__main__ import main
 from imagery2flow.imagery.scene import open_scene
 from imagery2flow.run.acquire_config import AcquireConfig
-from imagery2flow.sources import composite
-from tests.sources.catalogue import CLOUD, LEFT_M, NAMES_ELSEWHERE, SHADOW, SIDE, TOP_M, UNITS_M, VEGETATION, sentinel2
+from imagery2flow.sources import composite, stac
+from tests.sources.catalogue import CLOUD, LEFT_M, NAMES_ELSEWHERE, SHADOW, SIDE, TOP_M, UNITS_M, VEGETATION, image, sentinel2
 from tests.sources.conftest import Fault
 
 
@@ -313,10 +312,55 @@ def test_a_connection_that_breaks_changes_nothing(catalogue, path, sends):
     assert (written() == 3000).all()
 
 
-def test_addresses_are_signed_for_the_planetary_computer(catalogue, monkeypatch):
+def test_a_catalogue_without_end_is_left(catalogue, capsys, monkeypatch):
+    """The link to the next page leads to the same page."""
+    monkeypatch.setattr(stac, "MOST_IMAGES", 5)
     catalogue.add("one", sentinel2(3000))
-    Path("mirror.yaml").write_text(f"planetary_computer: {catalogue.server.url}/stac\n")
-    monkeypatch.setitem(sys.modules, "planetary_computer", types.SimpleNamespace(sign=lambda address: f"{address}?sig=abc"))
+    path = "/stac/search"
+    answer = json.loads(catalogue.server.files[path])
+    answer["links"] = [{"rel": "next", "href": f"{catalogue.server.url}{path}", "type": "application/geo+json", "method": "GET"}]
+    catalogue.server.files[path] = json.dumps(answer).encode()
+    assert "names 5 images or more; give a shorter --season or a smaller region" in refused(capsys)
+    assert len([asked for asked in catalogue.server.paths() if asked.startswith(path)]) <= 6
+
+
+def test_bands_of_another_size_or_system_land_where_they_lie(catalogue):
+    """Red at half the resolution, the mask in the neighbouring zone: files decide, not what the item says of them."""
+    rows = np.repeat(np.arange(1000, 1000 + SIDE // 2), 2)
+    arrays = sentinel2(3000)
+    arrays["red"] = np.broadcast_to(rows[::2, None], (SIDE // 2, SIDE // 2)).astype("uint16")
+    catalogue.add("one", arrays)
+    left, bottom, right, top = transform_bounds("EPSG:32616", "EPSG:32617", LEFT_M, TOP_M - 10 * SIDE, LEFT_M + 10 * SIDE, TOP_M)
+    shape = (int(top - bottom) // 20 + 20, int(right - left) // 20 + 20)
+    mask = np.full(shape, VEGETATION, dtype="uint8")
+    catalogue.server.files["/one/scl.tif"] = image(mask, "EPSG:32617", left // 20 * 20 - 100, top // 20 * 20 + 100, 20)
+    assert acquire("--bands red nir") == 0
+    assert np.array_equal(written()[0], np.broadcast_to(rows[20:290, None], (270, 270)))
+    assert (written()[1] == 6000).all()
+
+
+def test_the_planetary_computer_signs_at_the_address_of_the_table(catalogue, monkeypatch):
+    """The real package, whose tokens come from this machine."""
+    sas = pytest.importorskip("planetary_computer.sas")
+    catalogue.add("one", sentinel2(3000))
+    url = catalogue.server.url
+    Path("mirror.yaml").write_text(f"planetary_computer: {url}/stac\nplanetary_computer_token: {url}/token\n")
+    monkeypatch.setattr(sas, "BLOB_STORAGE_DOMAIN", url.removeprefix("http://"))
+    monkeypatch.setattr(sas, "TOKEN_CACHE", {})
+    catalogue.server.files["/token/127/one"] = b'{"msft:expiry": "2099-01-01T00:00:00Z", "token": "sig=abc"}'
     assert acquire("--bands red --catalogue planetary_computer") == 0
-    asked = {path for path in catalogue.server.paths() if ".tif" in path}
-    assert asked and all(path.endswith("?sig=abc") for path in asked)
+    assert (written() == 3000).all() and sum(path.startswith("/token") for path in catalogue.server.paths()) <= 2
+    assert all("sig=abc" in path for path in catalogue.server.paths() if path.endswith(".tif"))
+
+
+@pytest.mark.parametrize("fault", [Fault(status=404), Fault(content=b"<html>"), Fault(content=b"{}")], ids=["404", "web page", "no token"])
+def test_a_token_that_is_none_is_one_sentence(catalogue, capsys, monkeypatch, fault):
+    sas = pytest.importorskip("planetary_computer.sas")
+    catalogue.add("one", sentinel2(3000))
+    url = catalogue.server.url
+    Path("mirror.yaml").write_text(f"planetary_computer: {url}/stac\nplanetary_computer_token: {url}/token\n")
+    monkeypatch.setattr(sas, "BLOB_STORAGE_DOMAIN", url.removeprefix("http://"))
+    monkeypatch.setattr(sas, "TOKEN_CACHE", {})
+    catalogue.server.files["/token/127/one"] = b""
+    catalogue.server.faults["/token/127/one"] = [fault] * 99
+    assert "image one of planetary_computer cannot be read" in refused(capsys, "--bands red --catalogue planetary_computer")
