@@ -86,6 +86,8 @@ def run_stage(stage: str, config: Config, work: Callable[[Config, Ledger], Path 
     started = time.perf_counter()
     try:
         run_file = work(config, ledger)
+        if run_file is not None and is_first_process():
+            write_json(run_file, provenance(config, ledger, time.perf_counter() - started))
     except InputError as error:
         print(f"{stage}: error: {error}", file=sys.stderr)
         return STATUS_INPUT_ERROR
@@ -105,8 +107,6 @@ def run_stage(stage: str, config: Config, work: Callable[[Config, Ledger], Path 
         return STATUS_TERMINATED
     if run_file is None:
         return 0
-    if is_first_process():
-        write_json(run_file, provenance(config, ledger, time.perf_counter() - started))
     ledger.say(ledger.summary())
     ledger.say(f"settings, versions and input hashes: {run_file}")
     return 0
