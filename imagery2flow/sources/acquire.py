@@ -9,10 +9,10 @@ import geopandas as gpd
 
 from imagery2flow.run.acquire_config import OF_ANY_UNITS, AcquireConfig
 from imagery2flow.run.errors import InputError, shown
-from imagery2flow.run.files import check_output_folder, replacing, write_table
-from imagery2flow.run.stage import Ledger
+from imagery2flow.run.files import check_output_folder, replacing_by_gdal, write_table
+from imagery2flow.run.stage import Ledger, stopping_at_sigterm
 from imagery2flow.sources.addresses import read_addresses
-from imagery2flow.sources.composite import fetch_imagery, print_imagery_plan
+from imagery2flow.sources.composite import check_imagery, fetch_imagery, print_imagery_plan
 from imagery2flow.sources.download import Downloader, NoAnswerError, Remote
 from imagery2flow.sources.lodes import TRACT_DIGITS, fetch_flows, flow_files
 from imagery2flow.sources.places import STATES, find_counties
@@ -23,6 +23,7 @@ from imagery2flow.sources.worldcover import LandCoverCounter, fetch_land_cover, 
 UnitReader = Callable[[str | Path, str | None, Ledger], gpd.GeoDataFrame]
 
 
+@stopping_at_sigterm("what has come stays, and the same command continues")
 def acquire(config: AcquireConfig, ledger: Ledger, read_units: UnitReader, count_land_cover: LandCoverCounter) -> Path | None:
     """Fetches what is not there yet and writes units.gpkg, flows_<year>.csv, population.csv, imagery and land_cover.csv; returns the path of the run file, None of a dry run.
 
@@ -45,6 +46,8 @@ def acquire(config: AcquireConfig, ledger: Ledger, read_units: UnitReader, count
         )
     if units is None and "units" not in config.what:
         raise InputError(f"region {config.region} has no units.gpkg in {config.folder}; add units to --what, or give --units")
+    if "imagery" in config.what:
+        check_imagery(units, config)
     if config.dry_run:
         if set(config.what) != {"imagery"}:
             print_plan(plan(config, units, counties, addresses), downloader)
@@ -134,7 +137,7 @@ def write_units(units: gpd.GeoDataFrame, config: AcquireConfig, ledger: Ledger) 
     if target.exists():
         return
     target.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(target) as temporary:
+    with replacing_by_gdal(target) as temporary:
         units.reset_index(drop=True).to_file(temporary, driver="GPKG", layer="tracts")
 
 

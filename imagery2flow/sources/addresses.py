@@ -20,6 +20,7 @@ ADDRESSES = {
     "population_2010": "https://www2.census.gov/geo/docs/reference/cenpop2010/tract/CenPop2010_Mean_TR{state_fips}.txt",
     "earth_search": "https://earth-search.aws.element84.com/v1",
     "planetary_computer": "https://planetarycomputer.microsoft.com/api/stac/v1",
+    "planetary_computer_token": "https://planetarycomputer.microsoft.com/api/sas/v1/token",
     "worldcover": "https://esa-worldcover.s3.eu-central-1.amazonaws.com/{version}/{year}/map/ESA_WorldCover_10m_{year}_{version}_{tile}_Map.tif",
     "osrm": "https://router.project-osrm.org",
 }

@@ -57,7 +57,7 @@ def test_the_counties_of_the_published_areas(tmp_path):
 
 def test_the_district_of_columbia(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert main(["acquire", "--region", "capital", "--state_county", "11001", "--year", "2020"]) == 0
+    assert main(["acquire", "--region", "capital", "--state_county", "11001", "--year", "2020", "--what", "units,flows,population"]) == 0
     units = gpd.read_file("data/capital/units.gpkg")
     flows = pd.read_csv("data/capital/flows_2020.csv", dtype={"h_geocode": str, "w_geocode": str})
     assert set(flows.h_geocode) | set(flows.w_geocode) <= set(units.GEOID20)
