@@ -74,6 +74,7 @@ for region in $targets; do
     acquire "$region" units.gpkg units
     acquire "$region" flows_$year.csv flows --year $year
     acquire "$region" population.csv population
+    acquire "$region" land_cover.csv land_cover --year $year
     for sensor in $sensors; do imagery "$region" "$sensor" $year; done
 done
 

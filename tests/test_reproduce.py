@@ -110,6 +110,7 @@ def place(tmp_path_factory) -> dict[str, str]:
         home = folder / "data" / region
         for image in ("l8_2020", "l5_2010"):
             shutil.copy(home / "scene.tif", home / f"{image}.tif")
+        (home / "land_cover.csv").write_text("geocode,class_50,nodata_m2\n")  # fetched
         for year in (2010, 2020):
             shutil.copy(home / "flows.csv", home / f"flows_{year}.csv")
     (folder / "configs").mkdir()
@@ -121,7 +122,7 @@ def place(tmp_path_factory) -> dict[str, str]:
 
 def test_all_steps_run_once_and_end_in_the_tables(place):
     outputs = Path(place["OUTPUTS"])
-    assert "10 steps were done before, 12 now" in reproduce("M1", **place).stdout
+    assert "12 steps were done before, 12 now" in reproduce("M1", **place).stdout
     table = pd.read_csv(outputs / "M1_l8_2020/results.csv")
     places = set(zip(table.region, table.year, table["tested on"], strict=True))
     assert places == {("M1", 2020, "held out by origin"), ("M2", 2020, "another city"), ("M1", 2010, "held out by origin")}
@@ -132,7 +133,7 @@ def test_all_steps_run_once_and_end_in_the_tables(place):
     # Once more: only what is gone is done again.
     (outputs / "M1_l8_2020/M2_2020/run.json").unlink()
     again = reproduce("M1", **place).stdout
-    assert "21 steps were done before, 1 now" in again
+    assert "23 steps were done before, 1 now" in again
     assert [words[0] for words in commands_of(again)] == ["test_ODPrediction.py"]
 
 

@@ -156,7 +156,7 @@ def test_a_tile_that_may_be_there_is_not_taken_for_open_sea(coast, capsys, statu
 
 def test_content_that_is_no_raster_is_not_kept(coast, capsys):
     good = coast.files[PATHS["N30W084"]]
-    coast.files[PATHS["N30W084"]] = b"<html>Not now</html>"
+    coast.files[PATHS["N30W084"]] = b"II*\x00 and no more"
     assert acquire("--year", "2021") == 2
     said = capsys.readouterr().err.splitlines()[-1]
     assert "WorldCover 2021 N30W084 from http" in said and "cannot be read as a raster" in said
