@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from imagery2flow.figures.style import GREY, LABEL_SIZE, LIGHT_GREY, legend_below, new_figure, series_styles
+from imagery2flow.figures.style import GREY, LABEL_SIZE, LIGHT_GREY, legend_below, new_figure, series_styles, span
 
 LABEL_WIDTH = 13  # characters of a group's name in one line
 
@@ -26,17 +26,17 @@ def cpc_by_population(tables: Mapping[str, pd.DataFrame], pooled: bool = False) 
     Raises:
         ValueError: There is no predictor, or the predictors' groups differ.
     """
-    return group_figure(tables, "origins by population, group 1 the most populous", "origins", pooled)
+    return group_figure(tables, "origins by population, from the most populous (1) to the least", "origins", pooled)
 
 
 def cpc_by_distance(tables: Mapping[str, pd.DataFrame], pooled: bool = False) -> Figure:
     """CPC of flows by distance (figure 2e): tables of ``flows.groups.distance_groups``, else as ``cpc_by_population``."""
-    return group_figure(tables, "great-circle distance (km)", "flows", pooled)
+    return group_figure(tables, "great-circle distance (km; a bin holds its upper limit)", "flows", pooled)
 
 
 def cpc_by_intensity(tables: Mapping[str, pd.DataFrame], pooled: bool = False) -> Figure:
     """CPC of flows by the observed flow (figure 2f): tables of ``flows.groups.intensity_groups``, else as ``cpc_by_population``."""
-    return group_figure(tables, "observed flow (commuters)", "flows", pooled)
+    return group_figure(tables, "observed flow (commuters; a bin holds its upper limit)", "flows", pooled)
 
 
 def cpc_by_group(tables: Mapping[str, pd.DataFrame], what: str = "land use of the origin", pooled: bool = False) -> Figure:
@@ -112,12 +112,6 @@ def group_labels(names: list[str], tables: Mapping[str, pd.DataFrame]) -> list[s
     """Names of the groups with their numbers, which can differ between predictors where a CPC is not defined."""
     numbers = np.stack([table.num.to_numpy(int) for table in tables.values()])  # [num_predictors, num_groups]
     return [f"{textwrap.fill(name, LABEL_WIDTH)}\nn = {span(number)}" for name, number in zip(names, numbers.T, strict=True)]
-
-
-def span(numbers: list[int] | np.ndarray) -> str:
-    """Numbers as text: one where they are equal, else the smallest and the largest."""
-    low, high = min(numbers), max(numbers)
-    return f"{low:,}" if low == high else f"{low:,}-{high:,}"
 
 
 def show_range(axis: Axes, from_zero: bool, has_values: bool) -> None:

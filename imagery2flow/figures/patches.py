@@ -22,6 +22,7 @@ def nearest_patches(
     chosen: Sequence[str],
     k: int = 5,
     gsd_m: float | None = None,
+    band_names: Sequence[str] = (),
 ) -> Figure:
     """Chosen units, each in a row with the k units whose vectors are most alike by cosine, the most alike first.
 
@@ -33,6 +34,7 @@ def nearest_patches(
         chosen: Ids to look for.
         k: Number of others.
         gsd_m: Metres per pixel, to write the width of each picture in km; None writes pixels.
+        band_names: Names of the bands, to write which are shown.
 
     Raises:
         ValueError: A chosen id is not among the units, there are not k others, or a vector is 0.
@@ -51,12 +53,14 @@ def nearest_patches(
     for axis, number, alike in zip(axes, shown.ravel(), np.insert(similarity, 0, np.nan, axis=1).ravel(), strict=True):
         draw_patch(axis, patches[number], low, high)
         across = patches[number].shape[2]
-        width = f"{across} pixels wide" if gsd_m is None else f"{across * gsd_m / 1000:.2g} km wide"
-        axis.set_title(geocodes[number] + ("" if np.isnan(alike) else f"\ncosine {alike:.3f}"), fontsize=TICK_SIZE - 1)
+        width = f"{across} pixels wide" if gsd_m is None else f"{across * gsd_m / 1000:.2f} km wide"
+        axis.set_title(geocodes[number] + ("\n" if np.isnan(alike) else f"\ncosine {alike:.3f}"), fontsize=TICK_SIZE - 1)
         axis.set_xlabel(width, fontsize=TICK_SIZE - 1)
         if np.isnan(alike):
             axis.spines[:].set(visible=True, color=COLOURS[1], linewidth=1.5)
-    figure.suptitle(f"chosen unit (framed) and the {k} most alike of {len(geocodes):,}", fontsize=LABEL_SIZE)
+    shown_names = band_names[:3] if len(band_names) >= 3 else band_names[:1]
+    told = f"; {', '.join(shown_names)} as {'red, green, blue' if len(shown_names) == 3 else 'grey'}" if shown_names else ""
+    figure.suptitle(f"chosen unit (framed) and the {k} most alike of n = {len(geocodes):,} units{told}", fontsize=LABEL_SIZE)
     return figure
 
 
@@ -78,8 +82,12 @@ def stretch(patches: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def draw_patch(axis: Axes, patch: np.ndarray, low: np.ndarray, high: np.ndarray) -> None:
-    """One picture, as large as its place, whatever the size of the unit."""
+    """One picture, in a square as wide as its longer side, so that pictures stand level."""
+    height, width = patch.shape[1:]
+    side = max(height, width) / 2
     picture = (shown_bands(patch) - low[:, None, None]) / (high - low)[:, None, None]
     axis.imshow(np.nan_to_num(np.clip(picture, 0, 1), nan=1.0).transpose(1, 2, 0), interpolation="nearest")
-    axis.set(xticks=[], yticks=[])
+    axis.set(
+        xticks=[], yticks=[], xlim=(width / 2 - 0.5 - side, width / 2 - 0.5 + side), ylim=(height / 2 - 0.5 + side, height / 2 - 0.5 - side)
+    )
     axis.spines[:].set_visible(False)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import cycle
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
-from imagery2flow.figures.style import COLOURS, CONSTANT, GREY, LIGHT_GREY, TITLE_SIZE, legend_below, new_figure, series_styles
+from imagery2flow.figures.style import COLOURS, CONSTANT, GREY, LIGHT_GREY, TITLE_SIZE, legend_below, new_figure, series_styles, span
 from imagery2flow.flows.rank_size import rank_size
 
 SCORE_NAMES = {"cpc": "CPC", "cpc_off_diagonal": "CPC between different units", "rmse": "RMSE (commuters)", "mae": "MAE (commuters)"}
@@ -34,7 +34,7 @@ def job_rank_size(flows: Mapping[str, pd.DataFrame]) -> Figure:
         if len(table) == 1:
             handles[-1].set_marker(look["marker"])
     axis.set(xscale="log", yscale="log", xlabel="rank of the unit by employment", ylabel="employment (commuters who work there)")
-    legend_below(figure, handles, columns=2)
+    legend_below(figure, handles, columns=2, title="slope: least squares of log10 employment on log10 rank")
     return figure
 
 
@@ -58,7 +58,12 @@ def calibration(tables: Mapping[str, pd.DataFrame]) -> Figure:
     handles += axis.plot([low, high], [low, high], color="black", linewidth=0.8, linestyle=":", label="calibrated", zorder=1)
     axis.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high), aspect="equal")
     axis.set(xlabel="mean predicted flow of the bin (commuters)", ylabel="mean observed flow of the bin (commuters)")
-    legend_below(figure, handles, columns=1)
+    for dimension in (axis.xaxis, axis.yaxis):
+        dimension.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 1_000 else (1,)))
+        dimension.set_major_formatter(StrMethodFormatter("{x:,.10g}"))
+        dimension.set_minor_formatter(NullFormatter())
+    bins = span([len(table) for table in tables.values()])
+    legend_below(figure, handles, columns=1, title=f"{bins} bins of equal number of pairs, by the prediction")
     return figure
 
 
@@ -82,10 +87,10 @@ def controls_dots(scores: pd.DataFrame, score: str = "cpc") -> Figure:
         raise ValueError(f"the table holds {len(scores)} rows of several splits or none; choose the rows of one split")
     universes = sorted(scores.universe.unique(), key=lambda name: (*UNIVERSE_NAMES, name).index(name))
     predictors = [name for name in scores.predictor.unique() if name != CONSTANT]
-    height = 1.5 + 0.24 * len(predictors)
+    height = 1.7 + 0.24 * len(predictors)
     figure, axes = new_figure(2.4 + 2.3 * len(universes), height, columns=len(universes), sharey=True)
-    for axis, universe, colour in zip(axes, universes, cycle(COLOURS), strict=False):
-        draw_dots(axis, scores[scores.universe == universe], predictors, score, colour)
+    for axis, universe in zip(axes, universes, strict=True):
+        draw_dots(axis, scores[scores.universe == universe], predictors, score)
         axis.set_title(panel_title(scores[scores.universe == universe], universe), fontsize=TITLE_SIZE)
         axis.set_xlabel(SCORE_NAMES.get(score, score))
     axes[0].set_yticks(range(len(predictors)), predictors)
@@ -94,29 +99,31 @@ def controls_dots(scores: pd.DataFrame, score: str = "cpc") -> Figure:
     return figure
 
 
-def draw_dots(axis: Axes, scores: pd.DataFrame, predictors: list[str], score: str, colour: str) -> None:
+def draw_dots(axis: Axes, scores: pd.DataFrame, predictors: list[str], score: str) -> None:
     """One panel: a row per predictor, empty where the universe has none."""
     for place, name in enumerate(predictors):
         values = scores.loc[scores.predictor == name, score].to_numpy(float)
         if not len(values):
             continue
         if len(values) > 1:
-            axis.plot(values, np.full(len(values), place), ".", color=colour, alpha=0.35, markersize=4, markeredgewidth=0)
+            axis.plot(values, np.full(len(values), place), ".", color=COLOURS[0], alpha=0.35, markersize=4, markeredgewidth=0)
         spread = values.std(ddof=1) if len(values) > 1 else 0.0
-        axis.errorbar(values.mean(), place, xerr=spread or None, fmt="o", color=colour, markersize=5, linewidth=1.2, capsize=2)
+        axis.errorbar(values.mean(), place, xerr=spread or None, fmt="o", color=COLOURS[0], markersize=5, linewidth=1.2, capsize=2)
     level = scores.loc[scores.predictor == CONSTANT, score].to_numpy(float)
     if len(level):
         axis.axvline(level.mean(), color=GREY, linestyle="--", linewidth=1, zorder=1)
+    axis.xaxis.set_major_locator(MaxNLocator(4))
     axis.yaxis.grid(True, color=LIGHT_GREY, linewidth=0.5)
     axis.set_axisbelow(True)
 
 
 def panel_title(scores: pd.DataFrame, universe: str) -> str:
     """Universe, number of seeds and of pairs."""
+    lines = [UNIVERSE_NAMES.get(universe, universe)]
+    if "num_pairs" in scores:
+        lines.append(f"n = {span(scores.num_pairs.astype(int).tolist())} pairs")
     seeds = scores.groupby("predictor").size().max()
-    counted = f"{scores.num_pairs.mean():,.0f} pairs" if "num_pairs" in scores else ""
-    each = (" on average, " if counted else "") + f"{seeds} seeds" if seeds > 1 else ""
-    return f"{UNIVERSE_NAMES.get(universe, universe)}\n" + (f"n = {counted}{each}" if counted else each)
+    return "\n".join([*lines, f"{seeds} seeds"] if seeds > 1 else lines)
 
 
 def legend_of_dots(scores: pd.DataFrame) -> list[Line2D]:

@@ -60,3 +60,10 @@ def legend_below(figure: Figure, handles: Sequence[Any], columns: int = 4, title
         title=title,
         title_fontsize=TICK_SIZE,
     )
+
+
+def span(numbers: Iterable[int]) -> str:
+    """Numbers as text: one where they are equal, else the smallest and the largest."""
+    numbers = list(numbers)
+    low, high = min(numbers), max(numbers)
+    return f"{low:,}" if low == high else f"{low:,}-{high:,}"
