@@ -30,7 +30,7 @@ from imagery2flow.run.stage import Ledger
 
 LARGEST_SIDE_PX = 1200  # a map shows no more
 STRETCH_PERCENT = (2.0, 98.0)
-LINES_SHOWN = 1500
+LINES_SHOWN = 1000
 WIDEST_LINE = 2.0  # points
 SUFFIXES = (".png", ".pdf", ".svg")
 PREDICTION_COLUMNS = ("h_geocode", "w_geocode", "count", "prediction")
@@ -217,7 +217,7 @@ def lines_drawn(table: pd.DataFrame, column: str) -> pd.DataFrame:
 
 def line_look(share: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Width in points and opacity of lines, by their share of the largest flow: the shape of ``share`` each."""
-    return WIDEST_LINE * np.sqrt(share), np.clip(share**0.75, 0.06, 1)
+    return WIDEST_LINE * share**0.75, np.clip(share**0.75, 0.06, 1)
 
 
 def draw_flows(axis: Axes, units: gpd.GeoSeries, between: pd.DataFrame, column: str, largest: float, colour: str) -> None:
