@@ -32,6 +32,7 @@ LARGEST_SIDE_PX = 1200  # a map shows no more
 STRETCH_PERCENT = (2.0, 98.0)
 LINES_SHOWN = 1000
 WIDEST_LINE = 2.0  # points
+MOST_IN_LEGEND = 25  # the largest flow by the smallest that the legend shows
 SUFFIXES = (".png", ".pdf", ".svg")
 PREDICTION_COLUMNS = ("h_geocode", "w_geocode", "count", "prediction")
 
@@ -118,7 +119,8 @@ def flow_maps(predictions: Mapping[str, pd.DataFrame], units: gpd.GeoSeries, pic
     panels = {"observed": (known, "count")} if len(known) else {}
     panels |= {name: (table, "prediction") for name, table in predictions.items()}
     drawn = {name: lines_drawn(table, column) for name, (table, column) in panels.items()}
-    largest = max(float(drawn[name][column].max()) if len(drawn[name]) else 0.0 for name, (_, column) in panels.items())
+    flows = np.concatenate([drawn[name][column].to_numpy(float) for name, (_, column) in panels.items()])
+    largest = flows.max(initial=0.0)
     figure, axes = map_panels(units, len(panels) + (picture is not None), title_lines=3)
     if picture is not None:
         draw_picture(axes.pop(0), picture, units)
@@ -128,7 +130,7 @@ def flow_maps(predictions: Mapping[str, pd.DataFrame], units: gpd.GeoSeries, pic
         title_panel(axis, f"{name}\n{flows_told(table, column)}")
     most = max(map(len, drawn.values()))
     told = f"commuters ({'the' if most == LINES_SHOWN else 'up to'} {most:,} {'largest ' if most == LINES_SHOWN else ''}flows between different units)"
-    legend_below(figure, width_handles(largest), title=told)
+    legend_below(figure, width_handles(flows), title=told)
     return figure
 
 
@@ -217,7 +219,7 @@ def lines_drawn(table: pd.DataFrame, column: str) -> pd.DataFrame:
 
 def line_look(share: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Width in points and opacity of lines, by their share of the largest flow: the shape of ``share`` each."""
-    return WIDEST_LINE * share**0.75, np.clip(share**0.75, 0.06, 1)
+    return WIDEST_LINE * np.sqrt(share), np.clip(share**0.75, 0.06, 1)
 
 
 def draw_flows(axis: Axes, units: gpd.GeoSeries, between: pd.DataFrame, column: str, largest: float, colour: str) -> None:
@@ -232,8 +234,11 @@ def draw_flows(axis: Axes, units: gpd.GeoSeries, between: pd.DataFrame, column: 
     axis.add_collection(LineCollection(lines, linewidths=width, colors=colour, alpha=opacity), autolim=False)
 
 
-def width_handles(largest: float) -> list[Line2D]:
-    """Lines of round numbers of commuters for the legend, up to the largest flow; none where nothing flows."""
-    levels = sorted({round_below(largest / part) for part in (25, 5, 1)}) if largest > 0 else []
+def width_handles(flows: np.ndarray) -> list[Line2D]:
+    """Lines of round numbers of commuters for the legend, in the range of the flows drawn [num_lines]; none where nothing is."""
+    if not len(flows):
+        return []
+    smallest, largest = max(flows.min(), flows.max() / MOST_IN_LEGEND), flows.max()
+    levels = sorted({round_below(level) for level in (smallest, np.sqrt(smallest * largest), largest)})
     looks = zip(levels, *line_look(np.array(levels) / largest), strict=True)
     return [Line2D([], [], color="black", linewidth=width, alpha=opacity, label=f"{level:g}") for level, width, opacity in looks]
