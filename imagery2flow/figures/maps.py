@@ -116,19 +116,17 @@ def flow_maps(predictions: Mapping[str, pd.DataFrame], units: gpd.GeoSeries, pic
         ValueError: There is no predictor, or their known flows differ.
     """
     known = same_known_flows(predictions)
-    panels = {"observed": (known, "count")} if len(known) else {}
-    panels |= {name: (table, "prediction") for name, table in predictions.items()}
-    drawn = {name: lines_drawn(table, column) for name, (table, column) in panels.items()}
-    flows = np.concatenate([drawn[name][column].to_numpy(float) for name, (_, column) in panels.items()])
-    largest = flows.max(initial=0.0)
+    panels = [("observed", known, "count", "black")] if len(known) else []
+    panels += [(name, predictions[name], "prediction", look["color"]) for name, look in series_styles(predictions).items()]
+    drawn = [lines_drawn(table, column) for _, table, column, _ in panels]
+    flows = np.concatenate([lines[column].to_numpy(float) for lines, (_, _, column, _) in zip(drawn, panels, strict=True)])
     figure, axes = map_panels(units, len(panels) + (picture is not None), title_lines=3)
     if picture is not None:
         draw_picture(axes.pop(0), picture, units)
-    looks = series_styles([name for name in panels if name != "observed"]) | {"observed": {"color": "black"}}
-    for axis, (name, (table, column)) in zip(axes, panels.items(), strict=True):
-        draw_flows(axis, units, drawn[name], column, largest, looks[name]["color"])
+    for axis, lines, (name, table, column, colour) in zip(axes, drawn, panels, strict=True):
+        draw_flows(axis, units, lines, column, flows.max(initial=0.0), colour)
         title_panel(axis, f"{name}\n{flows_told(table, column)}")
-    most = max(map(len, drawn.values()))
+    most = max(map(len, drawn))
     told = f"commuters ({'the' if most == LINES_SHOWN else 'up to'} {most:,} {'largest ' if most == LINES_SHOWN else ''}flows between different units)"
     legend_below(figure, width_handles(flows), title=told)
     return figure
