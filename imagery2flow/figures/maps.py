@@ -31,7 +31,7 @@ from imagery2flow.run.stage import Ledger
 LARGEST_SIDE_PX = 1200  # a map shows no more
 STRETCH_PERCENT = (2.0, 98.0)
 LINES_SHOWN = 1000
-WIDEST_LINE = 2.0  # points
+WIDEST_LINE = 1.4  # points
 MOST_IN_LEGEND = 25  # the largest flow by the smallest that the legend shows
 SUFFIXES = (".png", ".pdf", ".svg")
 PREDICTION_COLUMNS = ("h_geocode", "w_geocode", "count", "prediction")
@@ -240,4 +240,4 @@ def width_handles(flows: np.ndarray) -> list[Line2D]:
     smallest, largest = max(flows.min(), flows.max() / MOST_IN_LEGEND), flows.max()
     levels = sorted({round_below(level) for level in (smallest, np.sqrt(smallest * largest), largest)})
     looks = zip(levels, *line_look(np.array(levels) / largest), strict=True)
-    return [Line2D([], [], color="black", linewidth=width, alpha=opacity, label=f"{level:g}") for level, width, opacity in looks]
+    return [Line2D([], [], color="black", linewidth=width, alpha=opacity, label=f"{level:,g}") for level, width, opacity in looks]

@@ -24,7 +24,7 @@ def job_rank_size(flows: Mapping[str, pd.DataFrame]) -> Figure:
     Args:
         flows: By region: w_geocode, count (commuters; NaN where unknown): the pairs that are to count, such as those above 10.
     """
-    figure, (axis,) = new_figure(6, 3.6 + 0.2 * ((len(flows) + 1) // 2))
+    figure, (axis,) = new_figure(6, 4)
     handles = []
     for name, look in series_styles(flows).items():
         table, slope = rank_size(flows[name])
@@ -44,7 +44,7 @@ def calibration(tables: Mapping[str, pd.DataFrame]) -> Figure:
     Args:
         tables: By predictor, from ``flows.breakdown.calibration``. Bins where either mean is 0 have no place and are counted in the legend.
     """
-    figure, (axis,) = new_figure(4.4, 4.4 + 0.2 * len(tables))
+    figure, (axis,) = new_figure(4.4, 4.5)
     handles, drawn = [], []
     for name, look in series_styles(tables).items():
         table = tables[name]

@@ -15,6 +15,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LINE_STYLES = ("-", "--", ":", "-.")
 DOTS_PER_INCH = 150
 TITLE_SIZE, LABEL_SIZE, TICK_SIZE = 9, 9, 8  # points; a legend's text is as large as that of ticks
+LEGEND_ROW, LEGEND_SIGN, LETTER = 0.17, 0.65, 0.055  # inches of a legend's row, its sign with the space around it, and a letter beside it
 CONSTANT = "constant"  # the predictor that the others are read against: grey in every figure
 
 
@@ -42,19 +43,25 @@ def series_styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
 
 
 def legend_below(figure: Figure, handles: Sequence[Any], columns: int = 4, title: str = "") -> None:
-    """A legend below all axes, where it hides no data; labels are those of the handles.
+    """A legend below all axes, where it hides no data; the figure grows by its rows after the first.
 
     Args:
-        figure: With constrained layout.
+        figure: Grows only if it has a layout that gives the axes what the legend leaves.
         handles: Artists and containers with a label.
-        columns: At most.
+        columns: At most; fewer where the labels are too long for the figure.
         title: Above the legend.
     """
+    labels = [str(handle.get_label()) for handle in handles]
+    entry = LEGEND_SIGN + LETTER * max(map(len, labels), default=0)
+    width, height = figure.get_size_inches()
+    columns = max(1, min(columns, len(handles), int(width / entry)))
+    if figure.get_layout_engine() is not None:
+        figure.set_size_inches(width, height + LEGEND_ROW * max(0, -(-len(handles) // columns) - 1))
     figure.legend(
         list(handles),
-        [str(handle.get_label()) for handle in handles],
+        labels,
         loc="outside lower center",
-        ncols=max(1, min(columns, len(handles))),
+        ncols=columns,
         frameon=False,
         fontsize=TICK_SIZE,
         title=title,

@@ -7,7 +7,7 @@ import shapely
 from matplotlib.colors import to_hex
 
 from imagery2flow.figures import maps
-from imagery2flow.figures.maps import draw_map, flow_maps
+from imagery2flow.figures.maps import WIDEST_LINE, draw_map, flow_maps
 from imagery2flow.figures.style import COLOURS, GREY
 from imagery2flow.imagery.scene import open_scene
 from imagery2flow.run.config import MapConfig
@@ -54,10 +54,10 @@ def test_flows_between_units_are_lines_between_centroids_wider_with_more_commute
     observed, predicted = flow_maps({"model": table}, units).axes
     segments, widths, _ = lines_of(observed)
     assert segments == [[PLACES[0], PLACES[1]], [PLACES[1], PLACES[2]]]  # within a unit there is no line, the unknown one is not observed
-    assert widths == pytest.approx([2 * (10 / 20) ** 0.5, 2])
+    assert widths == pytest.approx([WIDEST_LINE * (10 / 20) ** 0.5, WIDEST_LINE])
     segments, widths, colours = lines_of(predicted)
     assert segments == [[PLACES[2], PLACES[0]], [PLACES[0], PLACES[1]], [PLACES[1], PLACES[2]]]
-    assert widths == pytest.approx([2 * (5 / 20) ** 0.5, 2 * (12 / 20) ** 0.5, 2])
+    assert widths == pytest.approx([WIDEST_LINE * (5 / 20) ** 0.5, WIDEST_LINE * (12 / 20) ** 0.5, WIDEST_LINE])
     assert colours[:, 3] == pytest.approx([0.25**0.75, 0.6**0.75, 1])
 
 
@@ -67,12 +67,14 @@ def test_all_panels_have_one_scale_which_the_legend_shows(region):
         {"bilinear": table, "LightGBM": table.assign(prediction=[80.0, 500, 3, 0]), "gravity": table, "constant": table}, units
     )
     assert [title.split("\n")[0] for title in titles(figure)] == ["observed", "bilinear", "LightGBM", "gravity", "constant"]
-    assert lines_of(figure.axes[0])[1] == pytest.approx([2 * (10 / 80) ** 0.5, 2 * (20 / 80) ** 0.5])
-    assert lines_of(figure.axes[2])[1] == pytest.approx([2 * (3 / 80) ** 0.5, 2])  # a flow of nobody is no line
+    assert lines_of(figure.axes[0])[1] == pytest.approx([WIDEST_LINE * (10 / 80) ** 0.5, WIDEST_LINE * (20 / 80) ** 0.5])
+    assert lines_of(figure.axes[2])[1] == pytest.approx([WIDEST_LINE * (3 / 80) ** 0.5, WIDEST_LINE])  # a flow of nobody is no line
     assert [to_hex(lines_of(axis)[2][0][:3]) for axis in figure.axes] == ["#000000", *(c.lower() for c in COLOURS[:3]), GREY]
     (legend,) = figure.legends
     widths = {text.get_text(): line.get_linewidth() for text, line in zip(legend.get_texts(), legend.get_lines(), strict=True)}
-    assert widths == pytest.approx({"2": 2 * (2 / 80) ** 0.5, "10": 2 * (10 / 80) ** 0.5, "50": 2 * (50 / 80) ** 0.5})
+    assert widths == pytest.approx(
+        {"2": WIDEST_LINE * (2 / 80) ** 0.5, "10": WIDEST_LINE * (10 / 80) ** 0.5, "50": WIDEST_LINE * (50 / 80) ** 0.5}
+    )
     assert legend.get_title().get_text() == "commuters (up to 3 flows between different units)"
 
 

@@ -61,6 +61,10 @@ FIGURES = {
     ),
     "cpc_by_population": (lambda: breakdowns.cpc_by_population(groups(*DECILES)), "n = 120,559"),
     "cpc_by_distance": (lambda: breakdowns.cpc_by_distance(groups(*BINS)), "above 100"),
+    "eight predictors": (
+        lambda: breakdowns.cpc_by_distance({f"{n} {name}, on shuffled images": t for name, t in groups(*BINS).items() for n in "12"}),
+        "2 gravity",
+    ),
     "cpc_by_intensity": (lambda: breakdowns.cpc_by_intensity(groups(*BINS), pooled=True), "pooled CPC of the bin"),
     "cpc_by_group": (lambda: breakdowns.cpc_by_group(groups(*COVER)), "cultivated"),
     "calibration": (lambda: scores.calibration(dict.fromkeys(NAMES, calibrated())), "gravity (n = 9,990 pairs; 1 of 10 bins at 0)"),
