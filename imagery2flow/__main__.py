@@ -12,6 +12,7 @@ from imagery2flow.run.cli import parse_config
 from imagery2flow.run.config import MapConfig, SyntheticConfig
 from imagery2flow.run.distances_config import DistancesConfig
 from imagery2flow.run.flow_config import EvaluateConfig, ImportConfig, ResultsConfig
+from imagery2flow.run.form_config import UrbanFormConfig
 from imagery2flow.run.stage import run_stage
 
 
@@ -46,6 +47,14 @@ def distances(argv: Sequence[str]) -> int:
     from imagery2flow.flows.distances import write_distances
 
     return run_stage("distances", config, write_distances)
+
+
+def urban_form(argv: Sequence[str]) -> int:
+    """Measures the shape, density, centrality and distance decay of regions."""
+    config = parse_config("python -m imagery2flow urban_form", UrbanFormConfig, argv)
+    from imagery2flow.flows.form_table import write_form
+
+    return run_stage("urban_form", config, write_form)
 
 
 def import_published(argv: Sequence[str]) -> int:
@@ -85,6 +94,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "acquire": acquire,
     "adopt": adopt,
     "distances": distances,
+    "urban_form": urban_form,
     "import_published": import_published,
     "evaluate": evaluate,
     "results": results,

@@ -13,6 +13,7 @@ from imagery2flow.run.cli import build_parser, parse_config
 from imagery2flow.run.config import EmbeddingConfig, EncoderConfig, PreprocessingConfig
 from imagery2flow.run.distances_config import DistancesConfig
 from imagery2flow.run.flow_config import EvaluateConfig, FlowTestConfig, FlowTrainingConfig, ImportConfig, ResultsConfig
+from imagery2flow.run.form_config import UrbanFormConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 PAPER = ROOT / "configs" / "paper"
@@ -28,6 +29,7 @@ COMMANDS = {
     "acquire": AcquireConfig,
     "adopt": AdoptConfig,
     "distances": DistancesConfig,
+    "urban_form": UrbanFormConfig,
     "import_published": ImportConfig,
     "evaluate": EvaluateConfig,
     "results": ResultsConfig,
