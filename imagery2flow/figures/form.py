@@ -11,16 +11,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from scipy.stats import linregress
 
-from imagery2flow.figures.style import COLOURS, GREY, new_figure
+from imagery2flow.figures.style import COLOURS, GREY, LINE_STYLES, TICK_SIZE, TITLE_SIZE, legend_below, new_figure
 from imagery2flow.flows.distance_decay import EXPONENTIAL, DistanceDecay
 
 OBSERVED = "observed"
+FITTED = "exponential fitted to the observed, with its Akaike weight among three laws"
 PANELS_PER_ROW = 4
 PANEL_WIDTH, PANEL_HEIGHT = 2.7, 2.5  # inches
 RELATION_WIDTH, RELATION_HEIGHT = 3.5, 3.6  # inches
-TEXT_SIZE = 8  # points
 FEWEST_OF_A_LINE = 3  # two points lie on a line whatever they are
-LINE_STYLES = ("-", "--", "-.")
 FORM_LABELS = {
     "bcsi": "Boyce-Clark shape index (0: disc)",
     "population_density_per_km2": "population density (residents per km²)",
@@ -76,15 +75,13 @@ def distance_decay(shares: Mapping[str, pd.DataFrame], decays: Mapping[str, Dist
         axis.set(xscale="log", yscale="log", xlim=(0.9, max(drawn.index.max(), 2) * 1.1), ylim=(lowest, highest))
         for side in (axis.xaxis, axis.yaxis):
             side.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axis.set_title(region, fontsize=9)
-        axis.set_xlabel("distance d (km)", fontsize=TEXT_SIZE)
-        axis.set_ylabel("P(d), share per km", fontsize=TEXT_SIZE)
+        axis.set_title(region, fontsize=TITLE_SIZE)
+        axis.set_xlabel("distance d (km)")
+        axis.set_ylabel("P(d), share per km")
     for axis in axes[len(shares) :]:
         axis.set_axis_off()
     handles = {handle.get_label(): handle for axis in axes for handle in axis.get_legend_handles_labels()[0]}
-    figure.legend(
-        handles.values(), handles.keys(), loc="outside lower center", ncols=min(4, len(handles)), frameon=False, fontsize=TEXT_SIZE
-    )
+    legend_below(figure, list(handles.values()))
     return figure
 
 
@@ -100,15 +97,15 @@ def draw_decay(axis: Axes, table: pd.DataFrame, decay: DistanceDecay, prediction
     axis.plot(visible.index, visible[OBSERVED], ".", color="black", markersize=3, label=OBSERVED)
     if not decay.laws:
         axis.text(
-            0.05, 0.06, f"no fit: {decay.num_commuters:,.0f} commuters\ntravel 1 km or more", fontsize=TEXT_SIZE, transform=axis.transAxes
+            0.05, 0.06, f"no fit: {decay.num_commuters:,.0f} commuters\ntravel 1 km or more", fontsize=TICK_SIZE, transform=axis.transAxes
         )
         return
     rate = decay.lambda_per_km
     km = np.geomspace(1, visible.index.max(), 200)
-    axis.plot(km, rate * np.exp(-rate * (km - 1)), color=GREY, linestyle=":", linewidth=1.5, label="exponential fitted to the observed")
+    axis.plot(km, rate * np.exp(-rate * (km - 1)), color=GREY, linestyle=":", linewidth=1.5, label=FITTED)
     weight = decay.laws[EXPONENTIAL].akaike_weight
-    caption = f"$\\lambda$ = {rate:.4f} per km\nAkaike weight {weight:.2f} of 1\nn = {decay.num_commuters:,.0f}"
-    axis.text(0.05, 0.06, caption, fontsize=TEXT_SIZE, transform=axis.transAxes)
+    caption = f"$\\lambda$ = {rate:.4f} per km\nAkaike weight {weight:.2f}\nn = {decay.num_commuters:,.0f}"
+    axis.text(0.05, 0.06, caption, fontsize=TICK_SIZE, transform=axis.transAxes)
 
 
 def decay_against_form(table: pd.DataFrame) -> Figure:
@@ -121,8 +118,8 @@ def decay_against_form(table: pd.DataFrame) -> Figure:
     figure, axes = new_figure(len(FORM_LABELS) * RELATION_WIDTH, RELATION_HEIGHT, columns=len(FORM_LABELS))
     for axis, (column, label) in zip(axes, FORM_LABELS.items(), strict=True):
         draw_relation(axis, table[column], table.lambda_per_km)
-        axis.set_xlabel(label, fontsize=9)
-        axis.set_ylabel("$\\lambda$ (per km)", fontsize=9)
+        axis.set_xlabel(label)
+        axis.set_ylabel("$\\lambda$ (per km)")
         axis.xaxis.set_major_locator(MaxNLocator(5))
         axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
     return figure
@@ -146,7 +143,7 @@ def draw_relation(axis: Axes, x: pd.Series, y: pd.Series) -> None:
         ends = np.array([x.min(), x.max()])
         axis.plot(ends, line.intercept + line.slope * ends, color=GREY, linestyle="--", linewidth=1)
         title = f"Pearson r = {line.rvalue:.2f}, p = {line.pvalue:.3f}\n{title}"
-    axis.set_title(title, fontsize=9, wrap=True)
+    axis.set_title(title, fontsize=TITLE_SIZE, wrap=True)
 
 
 def label_points(axis: Axes, x: pd.Series, y: pd.Series) -> None:
@@ -157,13 +154,13 @@ def label_points(axis: Axes, x: pd.Series, y: pd.Series) -> None:
     points = np.stack([(x - left) / (right - left) * width, (y - bottom) / (top - bottom) * height], axis=1)  # [num_regions, 2]
     taken = [np.array([px - 3, py - 3, px + 3, py + 3]) for px, py in points]
     for number, region in enumerate(x.index):
-        size = np.array([0.55 * TEXT_SIZE * len(str(region)), TEXT_SIZE])
+        size = np.array([0.55 * TICK_SIZE * len(str(region)), TICK_SIZE])
         boxes = [np.concatenate([corner, corner + size]) for corner in label_corners(points[number], size)]
         covered = [sum(overlap(box, other) for other in taken) + outside(box, width, height) for box in boxes]
         best = boxes[int(np.argmin(covered))]
         taken.append(best)
         axis.annotate(
-            str(region), (x.iloc[number], y.iloc[number]), tuple(best[:2] - points[number]), textcoords="offset points", fontsize=TEXT_SIZE
+            str(region), (x.iloc[number], y.iloc[number]), tuple(best[:2] - points[number]), textcoords="offset points", fontsize=TICK_SIZE
         )
 
 

@@ -14,14 +14,14 @@ from matplotlib.colors import Normalize, to_rgba
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from imagery2flow.figures.style import COLOURS, GREY, new_figure
+from imagery2flow.figures.cartography import HATCH, round_below
+from imagery2flow.figures.style import COLOURS, GREY, LIGHT_GREY, TICK_SIZE, TITLE_SIZE, new_figure
 from imagery2flow.flows import urban_form
 
 PANELS_PER_ROW = 5
 PANEL_WIDTH = 2.4  # inches
-TEXT_SIZE = 8  # points
 COLOUR_MAP = "cividis"  # the same to readers with and without red-green blindness
-MISSING_HATCH, HATCHES = "////", ("", "///", "...")
+HATCHES = ("", "///", "...")
 WRITTEN_SHARE = 0.06  # smaller segments of a bar have no room for their number
 OTHER = "other"
 ROUNDING = 1e-6
@@ -57,24 +57,22 @@ def study_areas(regions: Mapping[str, gpd.GeoSeries]) -> Figure:
 
 def draw_region(axis: Axes, units: gpd.GeoSeries, name: str) -> None:
     """Units of an equal-area projection, their common outline, and how many, how large and where they are."""
-    units.plot(ax=axis, facecolor="#EEF3F8", edgecolor=GREY, linewidth=0.1, aspect=None)
+    units.plot(ax=axis, facecolor=LIGHT_GREY, edgecolor=GREY, linewidth=0.1, aspect=None)
     outline = gpd.GeoSeries([urban_form.dissolve(units)], crs=units.crs)
-    outline.boundary.plot(ax=axis, color=COLOURS[0], linewidth=0.8, aspect=None)
+    outline.boundary.plot(ax=axis, color=COLOURS[0], linewidth=0.6, aspect=None)
     place = outline.representative_point().to_crs(4326).iloc[0]
     where = f"{abs(place.y):.1f}° {'N' if place.y >= 0 else 'S'}, {abs(place.x):.1f}° {'E' if place.x >= 0 else 'W'}"
     area_km2 = urban_form.unit_areas_km2(units).sum()
-    axis.set_title(f"{name}\n{len(units):,} units, {area_km2:,.0f} km²\n{where}", fontsize=TEXT_SIZE)
+    axis.set_title(f"{name}\n{len(units):,} units, {area_km2:,.0f} km²\n{where}", fontsize=TICK_SIZE)
 
 
 def draw_scale_bar(axis: Axes, width_m: float) -> None:
     """A bar of a round length, at most a third of the panel's width, in its lower left corner; all panels share its scale."""
-    longest = width_m / 3
-    power = 10.0 ** np.floor(np.log10(longest))
-    length_m = max(digit * power for digit in (1, 2, 5) if digit * power <= longest)
+    length_m = round_below(width_m / 3)
     text = f"{length_m / 1000:g} km, all panels" if length_m >= 1000 else f"{length_m:g} m, all panels"
     left, bottom = axis.get_xlim()[0], axis.get_ylim()[0]
     axis.plot([left, left + length_m], [bottom, bottom], color="black", linewidth=2, solid_capstyle="butt", clip_on=False)
-    axis.annotate(text, (left, bottom), xytext=(0, -4), textcoords="offset points", fontsize=TEXT_SIZE, va="top", annotation_clip=False)
+    axis.annotate(text, (left, bottom), xytext=(0, -4), textcoords="offset points", fontsize=TICK_SIZE, va="top", annotation_clip=False)
 
 
 def transfer_matrix(matrices: Mapping[str, pd.DataFrame], score: str = "CPC") -> Figure:
@@ -99,10 +97,10 @@ def transfer_matrix(matrices: Mapping[str, pd.DataFrame], score: str = "CPC") ->
         axis.set_axis_off()
     for axis, (title, matrix) in zip(axes, matrices.items(), strict=False):
         image = draw_matrix(axis, matrix, scale)
-        axis.set_title(title, fontsize=9)
+        axis.set_title(title, fontsize=TITLE_SIZE)
     bar = figure.colorbar(image, ax=axes, shrink=0.6)
-    bar.set_label(score, fontsize=9)
-    bar.ax.tick_params(labelsize=TEXT_SIZE)
+    bar.set_label(score)
+    bar.ax.tick_params(labelsize=TICK_SIZE)
     return figure
 
 
@@ -115,18 +113,18 @@ def draw_matrix(axis: Axes, matrix: pd.DataFrame, scale: Normalize) -> ScalarMap
             value = values[row, column]
             corner = (column - 0.5, row - 0.5)
             if np.isnan(value):
-                axis.add_patch(Rectangle(corner, 1, 1, facecolor="white", edgecolor=GREY, hatch=MISSING_HATCH, linewidth=0))
+                axis.add_patch(Rectangle(corner, 1, 1, facecolor="white", edgecolor=GREY, hatch=HATCH, linewidth=0))
             else:
                 colour = readable_on(colormaps[COLOUR_MAP](scale(value)))
-                axis.text(column, row, two_digits(value), ha="center", va="center", fontsize=TEXT_SIZE, color=colour)
+                axis.text(column, row, two_digits(value), ha="center", va="center", fontsize=TICK_SIZE, color=colour)
             if source == target:
                 axis.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor="black", linewidth=1.2, zorder=3))
     axis.set_xticks(range(matrix.shape[1]), matrix.columns, rotation=45, ha="right", rotation_mode="anchor")
     axis.set_yticks(range(matrix.shape[0]), matrix.index)
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
-    axis.set_xlabel(f"trained on (frame: the same region{'; hatched: no score' if np.isnan(values).any() else ''})", fontsize=9)
-    axis.set_ylabel("tested on", fontsize=9)
+    axis.set_xlabel(f"trained on (frame: the same region{'; hatched: no score' if np.isnan(values).any() else ''})")
+    axis.set_ylabel("tested on")
     return image
 
 
@@ -153,26 +151,26 @@ def land_cover_shares(table: pd.DataFrame) -> Figure:
         draw_segments(axis, start, share, str(name), number)
         start = start + share
     for place in np.flatnonzero(~known):
-        axis.text(place, 0.5, "no data", rotation=90, ha="center", va="center", fontsize=TEXT_SIZE, color=GREY)
+        axis.text(float(place), 0.5, "no data", rotation=90, ha="center", va="center", fontsize=TICK_SIZE, color=GREY)
     axis.set_xticks(range(len(table)), table.index, rotation=45, ha="right", rotation_mode="anchor")
     axis.set(ylim=(0, 1), xlim=(-0.6, len(table) - 0.4))
-    axis.set_ylabel("share of the area", fontsize=9)
+    axis.set_ylabel("share of the area")
     handles, labels = axis.get_legend_handles_labels()
-    figure.legend(handles[::-1], labels[::-1], loc="outside right center", frameon=False, fontsize=TEXT_SIZE)
+    figure.legend(handles[::-1], labels[::-1], loc="outside right center", frameon=False, fontsize=TICK_SIZE)
     return figure
 
 
 def draw_segments(axis: Axes, start: np.ndarray, share: np.ndarray, name: str, number: int) -> None:
     """One class over all regions, in the ``number``-th colour, or in a hatch where the colours are used up; numbers where there is room."""
     colours = COLOURS[:-1]  # black hides hatches and numbers
-    colour = "#DDDDDD" if name == OTHER else colours[number % len(colours)]
+    colour = LIGHT_GREY if name == OTHER else colours[number % len(colours)]
     hatch = "" if name == OTHER else HATCHES[number // len(colours) % len(HATCHES)]
     places = np.arange(len(share))
     axis.bar(places, share, bottom=start, width=0.8, color=colour, hatch=hatch, edgecolor="white", linewidth=0.5, label=name)
     for place in places[share >= WRITTEN_SHARE]:
         box = {"facecolor": colour, "edgecolor": "none", "pad": 0.5}
         middle, ink = start[place] + share[place] / 2, readable_on(to_rgba(colour))
-        axis.text(place, middle, two_digits(share[place]), ha="center", va="center", fontsize=7, color=ink, bbox=box)
+        axis.text(float(place), middle, two_digits(share[place]), ha="center", va="center", fontsize=7, color=ink, bbox=box)
 
 
 def two_digits(value: float) -> str:
