@@ -19,6 +19,7 @@ FITTED = "exponential fitted to the observed, with its Akaike weight among three
 PANELS_PER_ROW = 4
 PANEL_WIDTH, PANEL_HEIGHT = 2.7, 2.5  # inches
 RELATION_WIDTH, RELATION_HEIGHT = 3.5, 3.6  # inches
+LETTER_WIDTH, LINE_HEIGHT = 0.7, 1.2  # in font sizes, about
 FEWEST_OF_A_LINE = 3  # two points lie on a line whatever they are
 FORM_LABELS = {
     "bcsi": "Boyce-Clark shape index (0: disc)",
@@ -132,7 +133,7 @@ def draw_relation(axis: Axes, x: pd.Series, y: pd.Series) -> None:
     x, y = x[known].astype(float), y[known].astype(float)
     axis.plot(x, y, "o", color=COLOURS[0], markersize=4)
     axis.margins(0.1)
-    label_points(axis, x, y)
+    ends = np.full((2, 2), np.nan)  # of the line: x, y
     title = f"n = {len(x)}{absent}"
     if len(x) < FEWEST_OF_A_LINE:
         title = f"no line: fewer than {FEWEST_OF_A_LINE} regions\n{title}"
@@ -140,28 +141,36 @@ def draw_relation(axis: Axes, x: pd.Series, y: pd.Series) -> None:
         title = f"no line: all regions have one value\n{title}"
     else:
         line = linregress(x, y)
-        ends = np.array([x.min(), x.max()])
-        axis.plot(ends, line.intercept + line.slope * ends, color=GREY, linestyle="--", linewidth=1)
+        ends = np.array([(place, line.intercept + line.slope * place) for place in (x.min(), x.max())])
+        axis.plot(*ends.T, color=GREY, linestyle="--", linewidth=1)
         title = f"Pearson r = {line.rvalue:.2f}, p = {line.pvalue:.3f}\n{title}"
     axis.set_title(title, fontsize=TITLE_SIZE, wrap=True)
+    label_points(axis, np.stack([x, y], axis=1), [str(region) for region in x.index], ends)
 
 
-def label_points(axis: Axes, x: pd.Series, y: pd.Series) -> None:
-    """Writes each point's name beside it, on the side where it covers the fewest names and points and stays within the axes."""
-    (left, right), (bottom, top) = axis.get_xlim(), axis.get_ylim()
+def label_points(axis: Axes, points: np.ndarray, names: list[str], ends: np.ndarray) -> None:
+    """Writes each point's name beside it, on the side where it covers the least of points, names and line, and stays within the axes.
+
+    Args:
+        axis: Its limits are final.
+        points: In units of the axes: [num_regions, 2].
+        names: Of the points.
+        ends: Of a line that is drawn, NaN without one: [2, 2].
+    """
+    left_bottom, right_top = np.array([axis.get_xlim(), axis.get_ylim()]).T
     # The size of the axes in points, about: labels and titles take the rest of the panel.
-    width, height = 72 * (RELATION_WIDTH - 0.7), 72 * (RELATION_HEIGHT - 0.9)
-    points = np.stack([(x - left) / (right - left) * width, (y - bottom) / (top - bottom) * height], axis=1)  # [num_regions, 2]
-    taken = [np.array([px - 3, py - 3, px + 3, py + 3]) for px, py in points]
-    for number, region in enumerate(x.index):
-        size = np.array([0.55 * TICK_SIZE * len(str(region)), TICK_SIZE])
-        boxes = [np.concatenate([corner, corner + size]) for corner in label_corners(points[number], size)]
-        covered = [sum(overlap(box, other) for other in taken) + outside(box, width, height) for box in boxes]
-        best = boxes[int(np.argmin(covered))]
+    frame = 72 * np.array([RELATION_WIDTH - 0.7, RELATION_HEIGHT - 0.9])
+    placed, line = ((places - left_bottom) / (right_top - left_bottom) * frame for places in (points, ends))
+    along = line[0] + np.linspace(0, 1, 60)[:, None] * (line[1] - line[0])  # [60, 2]
+    taken = [np.concatenate([place - radius, place + radius]) for places, radius in ((placed, 3.0), (along, 1.0)) for place in places]
+    for name, point, place in zip(names, points, placed, strict=True):
+        size = np.array([LETTER_WIDTH * len(name), LINE_HEIGHT]) * TICK_SIZE
+        boxes = [np.concatenate([corner, corner + size]) for corner in label_corners(place, size)]
+        inside = [overlap(box, np.array([0, 0, *frame])) for box in boxes]
+        covered = [np.nansum([overlap(box, other) for other in taken]) for box in boxes]
+        best = boxes[int(np.argmin(np.subtract(covered, inside)))]
         taken.append(best)
-        axis.annotate(
-            str(region), (x.iloc[number], y.iloc[number]), tuple(best[:2] - points[number]), textcoords="offset points", fontsize=TICK_SIZE
-        )
+        axis.annotate(name, tuple(point), tuple(best[:2] - place), textcoords="offset points", fontsize=TICK_SIZE)
 
 
 def label_corners(point: np.ndarray, size: np.ndarray) -> list[np.ndarray]:
@@ -176,8 +185,3 @@ def overlap(box: np.ndarray, other: np.ndarray) -> float:
     """Area that two boxes (left, bottom, right, top) share."""
     sides = np.minimum(box[2:], other[2:]) - np.maximum(box[:2], other[:2])
     return float(np.prod(np.maximum(sides, 0)))
-
-
-def outside(box: np.ndarray, width: float, height: float) -> float:
-    """Area of a box (left, bottom, right, top) beyond the axes."""
-    return float(np.prod(box[2:] - box[:2])) - overlap(box, np.array([0.0, 0.0, width, height]))
