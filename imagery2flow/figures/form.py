@@ -19,7 +19,7 @@ FITTED = "exponential fitted to the observed, with its Akaike weight among three
 PANELS_PER_ROW = 4
 PANEL_WIDTH, PANEL_HEIGHT = 2.7, 2.5  # inches
 RELATION_WIDTH, RELATION_HEIGHT = 3.5, 3.6  # inches
-LETTER_WIDTH, LINE_HEIGHT = 0.7, 1.2  # in font sizes, about
+LETTER_WIDTH, LINE_HEIGHT = 0.65, 1.0  # in font sizes, about
 FEWEST_OF_A_LINE = 3  # two points lie on a line whatever they are
 FORM_LABELS = {
     "bcsi": "Boyce-Clark shape index (0: disc)",
@@ -159,7 +159,7 @@ def label_points(axis: Axes, points: np.ndarray, names: list[str], ends: np.ndar
     """
     left_bottom, right_top = np.array([axis.get_xlim(), axis.get_ylim()]).T
     # The size of the axes in points, about: labels and titles take the rest of the panel.
-    frame = 72 * np.array([RELATION_WIDTH - 0.7, RELATION_HEIGHT - 0.9])
+    frame = 72 * np.array([RELATION_WIDTH - 0.65, RELATION_HEIGHT - 0.82])
     placed, line = ((places - left_bottom) / (right_top - left_bottom) * frame for places in (points, ends))
     along = line[0] + np.linspace(0, 1, 60)[:, None] * (line[1] - line[0])  # [60, 2]
     taken = [np.concatenate([place - radius, place + radius]) for places, radius in ((placed, 3.0), (along, 1.0)) for place in places]

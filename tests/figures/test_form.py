@@ -62,7 +62,7 @@ def test_a_region_where_nobody_travels_says_so_beside_others(town):
     decay = fit_distance_decay(trip_lengths(DISTANCE_M * 0, OBSERVED))
     figure = distance_decay({"town": town[0], "home": nobody}, {"town": town[1], "home": decay})
     assert figure.axes[1].texts[0].get_text() == "no fit: 0 commuters\ntravel 1 km or more"
-    figure.canvas.draw()
+    figure.draw_without_rendering()
 
 
 def test_regions_without_a_fit_are_refused(town):
@@ -107,7 +107,7 @@ def test_where_there_is_no_line_the_title_says_why(values, title):
     columns = ("lambda_per_km", "population_density_per_km2", "job_rank_size_slope")
     table = pd.DataFrame({name: [0.1, 0.2, 0.3] for name in columns}, index=list("abc")).assign(bcsi=values)
     figure = decay_against_form(table)
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     assert figure.axes[0].get_title() == title
     assert len(figure.axes[0].get_lines()) == 1
     assert figure.axes[1].get_title().startswith("Pearson r = 1.00, p = 0.000")
@@ -116,7 +116,7 @@ def test_where_there_is_no_line_the_title_says_why(values, title):
 def test_names_do_not_lie_on_each_other():
     table = published_form()
     figure = decay_against_form(table)
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     for axis in figure.axes:
         boxes = [text.get_window_extent() for text in axis.texts]
         assert not [(i, j) for i in range(10) for j in range(i) if boxes[i].overlaps(boxes[j])]

@@ -91,7 +91,7 @@ def test_without_any_score_there_is_no_figure(matrices):
 
 def test_one_score_alone_has_a_colour():
     figure = transfer_matrix({"one": pd.DataFrame([[0.5]], index=["a"], columns=["a"])})
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     assert figure.axes[0].texts[0].get_text() == ".50"
 
 
