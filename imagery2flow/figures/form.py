@@ -44,13 +44,13 @@ M10 .0580 .1094 18.6  89.50 -1.847
 
 
 def published_form() -> pd.DataFrame:
-    """Published decay and form of the ten metropolitan areas, to compare with: index region, columns as ``flows.form_table`` writes them."""
+    """Published decay and form of the ten metropolitan areas, to compare with: index region, columns as in ``flows.form_table``."""
     header, *rows = (line.split() for line in PUBLISHED.strip().splitlines())
     return pd.DataFrame(rows, columns=header).set_index("region").astype(float)
 
 
 def distance_decay(shares: Mapping[str, pd.DataFrame], decays: Mapping[str, DistanceDecay]) -> Figure:
-    """P(d) of each region on logarithmic axes: observed as dots, predictions as lines, the exponential fitted to the observed as a dashed line.
+    """P(d) of each region on logarithmic axes: observed as dots, predictions as lines, the fitted exponential dotted.
 
     Args:
         shares: Region -> index km from 1 on; column ``observed`` and one per prediction, shares of commuters

@@ -1,8 +1,8 @@
 """``python -m imagery2flow urban_form``: urban form and distance decay of regions as one table, one row per region.
 
-The columns are those of ``COLUMNS``; what they mean stands in ``flows.urban_form``, ``flows.distance_decay`` and ``flows.rank_size``. Jobs are
-the commuters who work in a unit, and commuters are those of the flows, within the region and of the chosen universe: neither counts whoever
-crosses its border.
+The columns are those of ``COLUMNS``; what they mean stands in ``flows.urban_form``, ``flows.distance_decay`` and ``flows.rank_size``. Jobs
+are the commuters who work in a unit, and commuters are those of the flows, within the region and of the chosen universe: neither counts
+whoever crosses its border.
 """
 
 from __future__ import annotations
@@ -47,16 +47,16 @@ COLUMNS = (
     "jobs_within_5_km_share",
     "job_centralisation",
     "commuters_fitted",
-    "commuters_below_1_km",
+    "commuters_left_out",  # of the fit: 0 km when rounded, else below 1 km
     "mean_distance_km",
     "lambda_per_km",
     "ks_d",
     "ks_d_below",
-    "akaike_weight_exponential",  # among the published bounds
+    "akaike_weight_exponential",  # within the published bounds of exponents
     "truncated_exponent",  # without them; 0 is an exponential
     "note",
 )
-WHOLE_NUMBERS = ("num_units", "residents", "jobs", "commuters_fitted", "commuters_below_1_km")
+WHOLE_NUMBERS = ("num_units", "residents", "jobs", "commuters_fitted", "commuters_left_out")
 METRES_PER_KM = 1000.0
 
 
@@ -173,7 +173,7 @@ def decay_columns(config: UrbanFormConfig, flows: FlowTable, units: gpd.GeoDataF
     decay, free = fit_distance_decay(lengths), fit_distance_decay(lengths, smallest_exponent=None)
     columns = {
         "commuters_fitted": decay.num_commuters,
-        "commuters_below_1_km": decay.num_left_out,
+        "commuters_left_out": decay.num_left_out,
         "mean_distance_km": decay.mean_km,
         "lambda_per_km": decay.lambda_per_km,
         "ks_d": decay.ks_d,

@@ -1,8 +1,8 @@
 """Urban form: the shape of a region's outline, how densely people live in it, how close to one centre the jobs lie.
 
-All geometry is in a Lambert azimuthal equal-area projection centred on the region, in metres on WGS 84, never in degrees: areas are exact,
-lengths .01 % off 150 km from the centre. The outline is the union of the units, whose gaps of up to a metre, left by digitising, are closed;
-water inside units belongs to it.
+All geometry is in a Lambert azimuthal equal-area projection centred on the region, in metres on WGS 84, never in degrees: areas are
+exact, lengths .01 % off 150 km from the centre. The outline is the union of the units, whose gaps of up to a metre, left by digitising, are
+closed; water inside units belongs to it.
 
 BCSI = sum_i |100 r_i / sum r - 100 / n|
     Boyce-Clark shape index [1] from n = 36 rays at equal angles, the first to the east: 0 is a disc, 200 - 200 / n the most. r_i is the
@@ -21,8 +21,8 @@ job centre
 jobs within 5 km
     share of jobs in units whose centroid lies within 5 km of the job centre, 0..1, after [5], where it is 3 miles.
 centralisation = sum_i X_(i-1) A_i - X_i A_(i-1)
-    absolute centralisation index [6]: units by their distance from the job centre, X the share of jobs and A that of area so far. Near 1: all
-    jobs at the centre; 0: as even as the area; below 0: at the edge. Units at one distance count as one.
+    absolute centralisation index [6]: units by their distance from the job centre, X the share of jobs and A that of area so far. Near 1:
+    all jobs at the centre; 0: as even as the area; below 0: at the edge. Units at one distance count as one.
 
 [1] Boyce and Clark 1964, The concept of shape in geography, Geographical Review 54:561-572
 [2] Polsby and Popper 1991, The third criterion, Yale Law and Policy Review 9:301-353

@@ -11,7 +11,9 @@ from imagery2flow.run.flow_config import Place
 
 @dataclass(frozen=True, kw_only=True)
 class UrbanFormConfig:
-    """Urban form and distance decay of regions, one row each. A path that is not given is looked for in <data_root>/<region>/; of several regions give all such paths or none.
+    """Urban form and distance decay of regions, one row each.
+
+    A path that is not given is looked for in <data_root>/<region>/; of several regions give all such paths or none.
 
     Args:
         region: Names of the regions.
@@ -23,8 +25,8 @@ class UrbanFormConfig:
         flows_path: Flows: h_geocode, w_geocode, count; a region without flows keeps empty cells.
         drop_unknown_units: Leave out flows that name units which are not in the units file, instead of refusing them.
         universe: Flows that make up jobs and distances: gt10 (above 10 commuters, as published) or positive (all).
-        round_km: Round distances to whole km before the fit, as published; false takes them as they are and leaves out those below 1 km.
-        population_path: Tables of residents per geocode; default <data_root>/<region>/population.csv; a region without one keeps empty cells.
+        round_km: Round distances to whole km before the fit, as published; false takes them as they are, from 1 km on.
+        population_path: Residents per geocode; default <data_root>/<region>/population.csv; a region without it keeps empty cells.
         population_column: Column of the population.
     """
 

@@ -66,7 +66,7 @@ def test_jobs_and_decay_are_those_of_the_flows_of_the_universe(here, universe, m
     kept = np.rint(km) > 0
     mean_km = np.average(np.rint(km)[kept], weights=flows["count"][kept])
     assert row.commuters_fitted == flows["count"][kept].sum()
-    assert row.commuters_below_1_km == flows["count"][~kept].sum()
+    assert row.commuters_left_out == flows["count"][~kept].sum()
     assert row.mean_distance_km == pytest.approx(mean_km)
     assert row.lambda_per_km == pytest.approx(1 / (mean_km - 1))
     assert row.universe == universe
@@ -121,7 +121,7 @@ def test_one_unit_whose_residents_work_at_home_has_a_shape_and_no_decay(here, wr
     row = form(units_path=[path], flows_path=["one.csv"]).loc["town"]
     assert row.bcsi == pytest.approx(boyce_clark(unit.geometry.iloc[0]), rel=1e-2)  # the projection turns it a little
     assert (row.jobs, row.jobs_within_5_km_share, row.job_centralisation) == (70, 1, 0)
-    assert (row.commuters_fitted, row.commuters_below_1_km) == (0, 70)
+    assert (row.commuters_fitted, row.commuters_left_out) == (0, 70)
     assert row[["lambda_per_km", "ks_d", "akaike_weight_exponential", "job_rank_size_slope"]].isna().all()
 
 
