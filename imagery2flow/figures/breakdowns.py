@@ -80,9 +80,7 @@ def group_figure(tables: Mapping[str, pd.DataFrame], what: str, items: str, pool
         else:
             handles.append(axis.errorbar(x, height, spread, **look, label=name, markersize=4, linewidth=1, elinewidth=0.8, capsize=2))
     axis.set_xticks(range(len(names)), group_labels(names, tables))
-    axis.set(
-        xlim=(-0.6, len(names) - 0.4), xlabel=what, ylabel=f"CPC (pooled over the flows of the {'group' if items == 'origins' else 'bin'})"
-    )
+    axis.set(xlim=(-0.6, len(names) - 0.4), xlabel=what, ylabel=f"pooled CPC of the {'group' if items == 'origins' else 'bin'}")
     if not pooled:
         axis.set_ylabel(f"CPC (mean \N{PLUS-MINUS SIGN} sd over {items})")
     show_range(axis, bars, any(np.isfinite(table["mean"]).any() for table in tables.values()))

@@ -10,39 +10,57 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.transforms import blended_transform_factory
 
-from imagery2flow.figures.style import LIGHT_GREY, TICK_SIZE, new_figure
+from imagery2flow.figures.style import DOTS_PER_INCH, LIGHT_GREY, TICK_SIZE, TITLE_SIZE
 from imagery2flow.run.earth import EARTH_RADIUS_M
 
-PANEL_HEIGHT = 3.6  # inches
-NARROWEST, WIDEST = 2.4, 5.0  # inches of a panel
-NARROWEST_FIGURE = 4.6  # inches; a legend below a single panel needs them
-TITLE_LINE, BELOW = 0.2, 1.0  # inches of a line of a title, and of scale bar and legend
+PANEL_HEIGHT = 3.6  # inches, as all below
+NARROWEST, WIDEST = 2.5, 5.0  # of a panel
+NARROWEST_FIGURE = 4.6  # a legend below a single panel needs them
+GAP, TITLE_LINE, SCALE_BAR, LEGEND, COLOUR_BAR = 0.1, 0.18, 0.3, 0.65, 1.0
 PANELS_PER_ROW = 4
 HATCH, HATCH_COLOUR = "////", "#AAAAAA"
 
 
-def map_panels(units: gpd.GeoSeries, number: int, title_lines: int = 2) -> tuple[Figure, list[Axes]]:
+def map_panels(units: gpd.GeoSeries, number: int, title_lines: int = 2, colour_bar: bool = False) -> tuple[Figure, list[Axes]]:
     """A figure with panels of equal extent, shaped like the region, each with a scale bar; without axes.
+
+    Places are reckoned here: matplotlib's layouts leave gaps between panels whose proportions are fixed.
 
     Args:
         units: Polygons in any CRS; what is drawn in degrees is stretched as at the region's middle.
         number: Number of panels.
         title_lines: Lines of text above each panel.
+        colour_bar: Whether the last of the axes is a place for a colour bar on the right.
     """
     left, bottom, right, top = units.total_bounds
     stretch = 1 / np.cos(np.radians((bottom + top) / 2)) if is_geographic(units) else 1.0  # height by width of a unit square
-    shape = (right - left) / ((top - bottom) * stretch) if top > bottom else 1.0
+    shape = (right - left) / ((top - bottom) * stretch)
     columns = min(number, PANELS_PER_ROW)
     rows = -(-number // columns)
-    width = float(np.clip(PANEL_HEIGHT * shape, NARROWEST, WIDEST))
-    height = rows * (min(PANEL_HEIGHT, width / shape) + TITLE_LINE * title_lines) + BELOW
-    figure, axes = new_figure(max(columns * width, NARROWEST_FIGURE), height, rows, columns)
-    for axis in axes:
-        axis.set_axis_off()
-    for axis in axes[:number]:
-        axis.set(xlim=(left, right), ylim=(bottom, top), aspect=stretch)
-        scale_bar(axis, units)
-    return figure, axes[:number]
+    panel_width = float(np.clip(PANEL_HEIGHT * shape, NARROWEST, WIDEST))
+    panel_height = min(PANEL_HEIGHT, panel_width / shape)
+    row_height = TITLE_LINE * title_lines + GAP + panel_height + SCALE_BAR
+    used = columns * (panel_width + GAP) + GAP + COLOUR_BAR * colour_bar
+    width, height = max(used, NARROWEST_FIGURE), rows * row_height + LEGEND
+    figure = Figure(figsize=(width, height), dpi=DOTS_PER_INCH)
+    axes = []
+    for panel in range(number):
+        x = (width - used) / 2 + GAP + (panel % columns) * (panel_width + GAP)
+        y = LEGEND + (rows - 1 - panel // columns) * row_height + SCALE_BAR
+        axes.append(figure.add_axes((x / width, y / height, panel_width / width, panel_height / height)))
+        axes[-1].set(xlim=(left, right), ylim=(bottom, top), aspect=stretch)
+        axes[-1].set_axis_off()
+        scale_bar(axes[-1], units)
+    if colour_bar:
+        x = (width - used) / 2 + GAP + columns * (panel_width + GAP)
+        y, tall = LEGEND + SCALE_BAR, (rows - 1) * row_height + panel_height
+        axes.append(figure.add_axes((x / width, (y + 0.05 * tall) / height, 0.15 / width, 0.9 * tall / height)))
+    return figure, axes
+
+
+def title_panel(axis: Axes, text: str) -> None:
+    """A title right above a panel; matplotlib itself would make room for numbers beside an axis, also where the axis is off."""
+    axis.set_title(text, fontsize=TITLE_SIZE, y=1.0)
 
 
 def is_geographic(units: gpd.GeoSeries) -> bool:

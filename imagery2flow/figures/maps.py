@@ -17,8 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from rasterio.errors import RasterioIOError
 
-from imagery2flow.figures.cartography import map_panels, round_below
-from imagery2flow.figures.style import GREY, TITLE_SIZE, legend_below, series_styles
+from imagery2flow.figures.cartography import map_panels, round_below, title_panel
+from imagery2flow.figures.style import GREY, legend_below, series_styles
 from imagery2flow.flows import metrics
 from imagery2flow.flows.table import note_numeric_ids
 from imagery2flow.imagery.scene import Scene, open_scene
@@ -30,8 +30,9 @@ from imagery2flow.run.stage import Ledger
 
 LARGEST_SIDE_PX = 1200  # a map shows no more
 STRETCH_PERCENT = (2.0, 98.0)
-LINES_SHOWN = 1500
+LINES_SHOWN = 1000
 WIDEST_LINE = 2.0  # points
+MOST_IN_LEGEND = 25  # the largest flow by the smallest that the legend shows
 SUFFIXES = (".png", ".pdf", ".svg")
 PREDICTION_COLUMNS = ("h_geocode", "w_geocode", "count", "prediction")
 
@@ -115,19 +116,19 @@ def flow_maps(predictions: Mapping[str, pd.DataFrame], units: gpd.GeoSeries, pic
         ValueError: There is no predictor, or their known flows differ.
     """
     known = same_known_flows(predictions)
-    panels = {"observed": (known, "count")} if len(known) else {}
-    panels |= {name: (table, "prediction") for name, table in predictions.items()}
-    largest = max(float(table[column].max()) for table, column in panels.values())
+    panels = [("observed", known, "count", "black")] if len(known) else []
+    panels += [(name, predictions[name], "prediction", look["color"]) for name, look in series_styles(predictions).items()]
+    drawn = [lines_drawn(table, column) for _, table, column, _ in panels]
+    flows = np.concatenate([lines[column].to_numpy(float) for lines, (_, _, column, _) in zip(drawn, panels, strict=True)])
     figure, axes = map_panels(units, len(panels) + (picture is not None), title_lines=3)
     if picture is not None:
         draw_picture(axes.pop(0), picture, units)
-    looks = series_styles([name for name in panels if name != "observed"]) | {"observed": {"color": "black"}}
-    for axis, (name, (table, column)) in zip(axes, panels.items(), strict=True):
-        draw_flows(axis, units, table, column, largest, looks[name]["color"])
-        axis.set_title(f"{name}\n{flows_told(table, column, len(known))}", fontsize=TITLE_SIZE)
-    most = max(len(lines_drawn(table, column)) for table, column in panels.values())
+    for axis, lines, (name, table, column, colour) in zip(axes, drawn, panels, strict=True):
+        draw_flows(axis, units, lines, column, flows.max(initial=0.0), colour)
+        title_panel(axis, f"{name}\n{flows_told(table, column)}")
+    most = max(map(len, drawn))
     told = f"commuters ({'the' if most == LINES_SHOWN else 'up to'} {most:,} {'largest ' if most == LINES_SHOWN else ''}flows between different units)"
-    legend_below(figure, width_handles(largest), title=told)
+    legend_below(figure, width_handles(flows), title=told)
     return figure
 
 
@@ -148,14 +149,14 @@ def same_known_flows(predictions: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     return predictions[first].dropna(subset=["count"])
 
 
-def flows_told(table: pd.DataFrame, column: str, num_known: int) -> str:
-    """Sum and number of flows, and the score of a prediction."""
-    told = f"{table[column].sum():,.0f} commuters, n = {len(table):,} pairs"
-    if column == "count" or not num_known:
-        return f"{told}\n"  # as many lines as with a score, so that titles stand level
+def flows_told(table: pd.DataFrame, column: str) -> str:
+    """Sum, score where it is a prediction of known flows, and number of flows, in two lines."""
+    told, number = f"{table[column].sum():,.0f} commuters", f"n = {len(table):,} pairs"
     known = table.dropna(subset=["count"])
+    if column == "count" or known.empty:
+        return f"{told}\n{number}"
     score = f"CPC {metrics.cpc(known['count'].to_numpy(float), known.prediction.to_numpy(float)):.2f}"
-    return f"{told}\n{score}" + (f" on {num_known:,} known pairs" if num_known < len(table) else "")
+    return f"{told}, {score}\n{number}" + (f", {len(known):,} known" if len(known) < len(table) else "")
 
 
 @dataclass(frozen=True)
@@ -206,7 +207,7 @@ def draw_picture(axis: Axes, picture: Picture, units: gpd.GeoSeries) -> None:
     axis.imshow(picture.pixels, extent=(left, right, bottom, top), interpolation="nearest")
     units.boundary.plot(ax=axis, color="white", linewidth=0.3, aspect=None)
     axis.set(xlim=extent[:2], ylim=extent[2:])
-    axis.set_title(f"{picture.title}\n{len(units):,} units\n", fontsize=TITLE_SIZE)
+    title_panel(axis, f"{picture.title}\n{len(units):,} units\n")
 
 
 def lines_drawn(table: pd.DataFrame, column: str) -> pd.DataFrame:
@@ -216,12 +217,11 @@ def lines_drawn(table: pd.DataFrame, column: str) -> pd.DataFrame:
 
 def line_look(share: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Width in points and opacity of lines, by their share of the largest flow: the shape of ``share`` each."""
-    return WIDEST_LINE * np.sqrt(share), np.clip(np.sqrt(share), 0.1, 1)
+    return WIDEST_LINE * np.sqrt(share), np.clip(share**0.75, 0.06, 1)
 
 
-def draw_flows(axis: Axes, units: gpd.GeoSeries, table: pd.DataFrame, column: str, largest: float, colour: str) -> None:
-    """Draws the largest flows between different units as lines, wider and darker with more commuters; ``largest`` sets the scale."""
-    between = lines_drawn(table, column)
+def draw_flows(axis: Axes, units: gpd.GeoSeries, between: pd.DataFrame, column: str, largest: float, colour: str) -> None:
+    """Draws flows of ``lines_drawn`` as lines, wider and darker with more commuters; ``largest`` sets the scale."""
     centroid = shapely.centroid(units.to_numpy())
     place = shapely.get_coordinates(centroid)  # [num_units, 2]
     ends = [units.index.get_indexer(between[name]) for name in ("h_geocode", "w_geocode")]
@@ -232,8 +232,11 @@ def draw_flows(axis: Axes, units: gpd.GeoSeries, table: pd.DataFrame, column: st
     axis.add_collection(LineCollection(lines, linewidths=width, colors=colour, alpha=opacity), autolim=False)
 
 
-def width_handles(largest: float) -> list[Line2D]:
-    """Lines of round numbers of commuters for the legend, up to the largest flow; none where nothing flows."""
-    levels = sorted({round_below(largest / part) for part in (25, 5, 1)}) if largest > 0 else []
+def width_handles(flows: np.ndarray) -> list[Line2D]:
+    """Lines of round numbers of commuters for the legend, in the range of the flows drawn [num_lines]; none where nothing is."""
+    if not len(flows):
+        return []
+    smallest, largest = max(flows.min(), flows.max() / MOST_IN_LEGEND), flows.max()
+    levels = sorted({round_below(level) for level in (smallest, np.sqrt(smallest * largest), largest)})
     looks = zip(levels, *line_look(np.array(levels) / largest), strict=True)
     return [Line2D([], [], color="black", linewidth=width, alpha=opacity, label=f"{level:g}") for level, width, opacity in looks]

@@ -54,7 +54,7 @@ def legend_below(figure: Figure, handles: Sequence[Any], columns: int = 4, title
         list(handles),
         [str(handle.get_label()) for handle in handles],
         loc="outside lower center",
-        ncols=min(columns, len(handles)),
+        ncols=max(1, min(columns, len(handles))),
         frameon=False,
         fontsize=TICK_SIZE,
         title=title,

@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from imagery2flow.encoder.similarity import principal_components
-from imagery2flow.figures.cartography import absent_handle, draw_absent, draw_values, map_panels
-from imagery2flow.figures.style import LABEL_SIZE, TICK_SIZE, TITLE_SIZE, legend_below
+from imagery2flow.figures.cartography import absent_handle, draw_absent, draw_values, map_panels, title_panel
+from imagery2flow.figures.style import LABEL_SIZE, TICK_SIZE, legend_below
 
 OriginError = Literal["cpc", "outflow"]
 STRETCH_PERCENT = (2.0, 98.0)
@@ -35,12 +35,12 @@ def origin_error_map(origins: Mapping[str, pd.DataFrame], units: gpd.GeoSeries, 
     """
     values = {name: error_of(table, error).reindex(units.index).to_numpy(float) for name, table in origins.items()}
     mappable, extend = error_scale(np.concatenate(list(values.values())), error)
-    figure, axes = map_panels(units, len(values))
-    for axis, (name, value) in zip(axes, values.items(), strict=True):
+    figure, axes = map_panels(units, len(values), colour_bar=True)
+    for axis, (name, value) in zip(axes, values.items(), strict=False):
         draw_values(axis, units, value, mappable)
-        axis.set_title(f"{name}\nn = {np.isfinite(value).sum():,} of {len(units):,} units", fontsize=TITLE_SIZE)
-    bar = figure.colorbar(mappable, ax=axes, extend=extend, shrink=0.75, aspect=25)
-    label = "CPC of the flows out of the unit" if error == "cpc" else "error of the outflow, (predicted - observed) / observed"
+        title_panel(axis, f"{name}\nn = {np.isfinite(value).sum():,} of {len(units):,} units")
+    bar = figure.colorbar(mappable, cax=axes[-1], extend=extend)
+    label = "CPC of the flows out of the unit" if error == "cpc" else "(predicted - observed) / observed outflow"
     bar.set_label(label, fontsize=LABEL_SIZE)
     bar.ax.tick_params(labelsize=TICK_SIZE)
     if any(np.isnan(value).any() for value in values.values()):
@@ -89,9 +89,7 @@ def embedding_rgb_map(vectors: pd.DataFrame, units: gpd.GeoSeries) -> Figure:
     units.loc[shown].plot(ax=axis, color=colours[vectors.index.get_indexer(shown)], edgecolor="white", linewidth=0.1, aspect=None)
     absent = units[~units.index.isin(shown)]
     draw_absent(axis, absent)
-    axis.set_title(
-        f"principal components of {vectors.shape[1]:,} dimensions\nn = {len(shown):,} of {len(units):,} units", fontsize=TITLE_SIZE
-    )
+    title_panel(axis, f"principal components of {vectors.shape[1]:,} dimensions\nn = {len(shown):,} of {len(units):,} units")
     names = ("red", "green", "blue")
     handles = [
         Patch(color=name if name != "green" else "lime", label=f"{name}: component {n + 1} ({share[n]:.0%})")

@@ -3,7 +3,7 @@
 Each function returns one row per group, in order: group (text), num (origins or flows that have a CPC), mean and std of their own CPC, each
 counted once whatever its flow (std of the sample, NaN below two), and pooled, the CPC of all flows of the group together. The published
 figures show mean and std. The two differ: a mean over flows gives the many small ones most of the say, a pooled CPC the few large ones.
-A group without any keeps its row, with NaN. What belongs to no group is a row of its own, ``unknown``, where there is any.
+A group without any keeps its row, with NaN. What belongs to no group is a last row of its own, where there is any.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from imagery2flow.run.earth import great_circle_m
 # As published; a bin holds its upper edge, so that 100 commuters are not yet "above 100". The first holds 0 too.
 DISTANCE_EDGES_KM = (0.0, 10.0, 20.0, 30.0, 40.0, 50.0, np.inf)
 INTENSITY_EDGES = (0.0, 20.0, 40.0, 60.0, 80.0, 100.0, np.inf)  # commuters
-UNKNOWN = "unknown"
 
 
 def known_pairs(table: pd.DataFrame, units: gpd.GeoSeries) -> tuple[np.ndarray, ScoredPairs]:
@@ -51,14 +50,14 @@ def population_groups(origins: pd.DataFrame, population: pd.Series, num_groups: 
 
     Args:
         origins: geocode, observed, predicted, cpc (``breakdown.by_origin``).
-        population: Residents by geocode, NaN where unknown; other units may be in it.
+        population: Residents by geocode, NaN where unknown (the last row, ``unknown``); other units may be in it.
         num_groups: 10 for deciles.
     """
     residents = population.reindex(origins.geocode).to_numpy(float)
     known = ~np.isnan(residents)
     inner = np.quantile(residents[known], np.arange(1, num_groups) / num_groups) if known.any() else np.empty(0)
     group = np.where(known, num_groups - 1 - np.searchsorted(inner, residents, side="left"), num_groups)
-    return of_origins(group, [str(number) for number in range(1, num_groups + 1)], origins)
+    return of_origins(group, [str(number) for number in range(1, num_groups + 1)], "unknown", origins)
 
 
 def label_groups(origins: pd.DataFrame, label: pd.Series, order: Sequence[str] | None = None) -> pd.DataFrame:
@@ -67,12 +66,13 @@ def label_groups(origins: pd.DataFrame, label: pd.Series, order: Sequence[str] |
     Args:
         origins: geocode, observed, predicted, cpc (``breakdown.by_origin``).
         label: Label by geocode, NaN where there is none; other units may be in it.
-        order: Labels to show, in order, also those of no origin; None for those that occur, by name. Others count as unknown.
+        order: Labels to show, in order, also those of no origin; None for those that occur, by name. Origins of another label or
+            none are the last row, ``other``.
     """
     found = label.reindex(origins.geocode)
     names = sorted(found.dropna().unique()) if order is None else list(order)
     position = pd.Index(names).get_indexer(pd.Index(found))
-    return of_origins(np.where(position < 0, len(names), position), names, origins)
+    return of_origins(np.where(position < 0, len(names), position), names, "other", origins)
 
 
 def distance_groups(pairs: ScoredPairs, edges_km: Sequence[float] = DISTANCE_EDGES_KM) -> pd.DataFrame:
@@ -99,11 +99,11 @@ def of_flows(group: np.ndarray, edges: Sequence[float], pairs: ScoredPairs) -> p
     return group_table(group, bin_names(edges, right_closed=True), shared, pairs.observed + pairs.predicted)
 
 
-def of_origins(group: np.ndarray, names: Sequence[str], origins: pd.DataFrame) -> pd.DataFrame:
-    """The table of groups of origins [num_origins]; group len(names) is ``unknown``, left out where nothing is."""
+def of_origins(group: np.ndarray, names: Sequence[str], rest: str, origins: pd.DataFrame) -> pd.DataFrame:
+    """The table of groups of origins [num_origins]; group len(names) is the rest, left out where there is none."""
     total = (origins.observed + origins.predicted).to_numpy(float)
     shared = np.where(total > 0, origins.cpc.to_numpy(float) * total, 0.0)  # a sum over the flows of the origin
-    table = group_table(group, [*names, UNKNOWN], shared, total)
+    table = group_table(group, [*names, rest], shared, total)
     return table if (group == len(names)).any() else table[:-1]
 
 
