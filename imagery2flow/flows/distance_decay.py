@@ -11,8 +11,8 @@ parameters. Read them with two cautions.
 - They are vacuous here: every commuter counts as an independent observation, so that n is in the millions and the smallest misfit decides
   for one law with weight 1. That is why n stands beside every weight.
 - The truncated power law holds the exponential in it (a = 0). The published comparison cannot see that, because the package it uses
-  (powerlaw [2], up to 1.5) admits only a > 1, which is the default here. ``smallest_exponent=None`` frees a: then the truncated law is never
-  less likely, and its exponent says how far the decay is from an exponential.
+  (powerlaw [2], up to 1.5) admits only a > 1, which is the default here. ``smallest_exponent=None`` frees a: then the truncated law is
+  never less likely, and its exponent says how far the decay is from an exponential.
 
 Kolmogorov-Smirnov D is the largest difference between the shares of commuters up to a distance, observed and fitted. ``ks_d`` looks at
 both sides of every step, which is the statistic; of rounded distances it is often no more than the share of commuters at 1 km, where the
