@@ -15,7 +15,7 @@ from imagery2flow.figures.style import COLOURS, GREY, LINE_STYLES, TICK_SIZE, TI
 from imagery2flow.flows.distance_decay import EXPONENTIAL, DistanceDecay
 
 OBSERVED = "observed"
-FITTED = "exponential fitted to the observed, with its Akaike weight among three laws"
+FITTED = "exponential fitted to the observed, with its Kolmogorov-Smirnov D and Akaike weight among three laws"
 PANELS_PER_ROW = 4
 PANEL_WIDTH, PANEL_HEIGHT = 2.7, 2.5  # inches
 RELATION_WIDTH, RELATION_HEIGHT = 3.5, 3.6  # inches
@@ -105,7 +105,7 @@ def draw_decay(axis: Axes, table: pd.DataFrame, decay: DistanceDecay, prediction
     km = np.geomspace(1, visible.index.max(), 200)
     axis.plot(km, rate * np.exp(-rate * (km - 1)), color=GREY, linestyle=":", linewidth=1.5, label=FITTED)
     weight = decay.laws[EXPONENTIAL].akaike_weight
-    caption = f"$\\lambda$ = {rate:.4f} per km\nAkaike weight {weight:.2f}\nn = {decay.num_commuters:,.0f}"
+    caption = f"$\\lambda$ = {rate:.4f} per km\nD = {decay.ks_d:.2f}\nAkaike weight {weight:.2f}\nn = {decay.num_commuters:,.0f}"
     axis.text(0.05, 0.06, caption, fontsize=TICK_SIZE, transform=axis.transAxes)
 
 

@@ -168,7 +168,7 @@ def draw_segments(axis: Axes, start: np.ndarray, share: np.ndarray, name: str, n
     places = np.arange(len(share))
     axis.bar(places, share, bottom=start, width=0.8, color=colour, hatch=hatch, edgecolor="white", linewidth=0.5, label=name)
     for place in places[share >= WRITTEN_SHARE]:
-        box = {"facecolor": colour, "edgecolor": "none", "pad": 0.5}
+        box = {"facecolor": colour, "edgecolor": "none", "pad": 1.5}
         middle, ink = start[place] + share[place] / 2, readable_on(to_rgba(colour))
         axis.text(float(place), middle, two_digits(share[place]), ha="center", va="center", fontsize=7, color=ink, bbox=box)
 

@@ -40,7 +40,7 @@ def test_the_exponential_is_the_fitted_density_and_its_numbers_stand_beside_it(t
     assert (km[0], km[-1]) == pytest.approx((1, 9))
     assert density == pytest.approx(rate * np.exp(-rate * (km - 1)))
     weight = town[1].laws["exponential"].akaike_weight
-    assert axis.texts[0].get_text() == f"$\\lambda$ = {rate:.4f} per km\nAkaike weight {weight:.2f}\nn = 100"
+    assert axis.texts[0].get_text() == f"$\\lambda$ = {rate:.4f} per km\nD = {town[1].ks_d:.2f}\nAkaike weight {weight:.2f}\nn = 100"
 
 
 def test_regions_share_axes_colours_and_a_legend(town):
