@@ -16,7 +16,7 @@ from imagery2flow.run.earth import EARTH_RADIUS_M
 PANEL_HEIGHT = 3.6  # inches, as all below
 NARROWEST, WIDEST = 2.5, 5.0  # of a panel
 NARROWEST_FIGURE = 4.6  # a legend below a single panel needs them
-GAP, TITLE_LINE, SCALE_BAR, LEGEND, COLOUR_BAR = 0.1, 0.18, 0.3, 0.65, 1.0
+GAP, TITLE_LINE, SCALE_BAR, LEGEND, COLOUR_BAR = 0.1, 0.18, 0.3, 0.65, 1.1
 PANELS_PER_ROW = 4
 HATCH, HATCH_COLOUR = "////", "#AAAAAA"
 

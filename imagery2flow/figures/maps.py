@@ -229,7 +229,8 @@ def draw_flows(axis: Axes, units: gpd.GeoSeries, between: pd.DataFrame, column: 
     units.boundary.plot(ax=axis, color=GREY, linewidth=0.15, aspect=None)
     lines = [*np.stack([place[end] for end in ends], axis=1)]  # [2, 2] each
     width, opacity = line_look(between[column].to_numpy(float) / largest)
-    axis.add_collection(LineCollection(lines, linewidths=width, colors=colour, alpha=opacity), autolim=False)
+    colours = [(colour, float(one)) for one in opacity]
+    axis.add_collection(LineCollection(lines, linewidths=width, colors=colours), autolim=False)
 
 
 def width_handles(flows: np.ndarray) -> list[Line2D]:

@@ -40,7 +40,7 @@ def origin_error_map(origins: Mapping[str, pd.DataFrame], units: gpd.GeoSeries, 
         draw_values(axis, units, value, mappable)
         title_panel(axis, f"{name}\nn = {np.isfinite(value).sum():,} of {len(units):,} units")
     bar = figure.colorbar(mappable, cax=axes[-1], extend=extend)
-    label = "CPC of the flows out of the unit" if error == "cpc" else "(predicted - observed) / observed outflow"
+    label = "CPC of the flows\nout of the unit" if error == "cpc" else "(predicted - observed)\n/ observed outflow"
     bar.set_label(label, fontsize=LABEL_SIZE)
     bar.ax.tick_params(labelsize=TICK_SIZE)
     if any(np.isnan(value).any() for value in values.values()):
