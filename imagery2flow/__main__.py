@@ -12,6 +12,7 @@ from imagery2flow.run.cli import parse_config
 from imagery2flow.run.config import MapConfig, SyntheticConfig
 from imagery2flow.run.distances_config import DistancesConfig
 from imagery2flow.run.flow_config import EvaluateConfig, FoldsConfig, ImportConfig, ResultsConfig
+from imagery2flow.run.form_config import UrbanFormConfig
 from imagery2flow.run.land_cover_config import LandCoverConfig
 from imagery2flow.run.stage import run_stage
 
@@ -56,6 +57,14 @@ def land_cover(argv: Sequence[str]) -> int:
     from imagery2flow.imagery.land_cover import write_land_cover
 
     return run_stage("land_cover", config, write_land_cover)
+
+
+def urban_form(argv: Sequence[str]) -> int:
+    """Measures the shape, density, centrality and distance decay of regions."""
+    config = parse_config("python -m imagery2flow urban_form", UrbanFormConfig, argv)
+    from imagery2flow.flows.form_table import write_form
+
+    return run_stage("urban_form", config, write_form)
 
 
 def import_published(argv: Sequence[str]) -> int:
@@ -104,6 +113,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "adopt": adopt,
     "distances": distances,
     "land_cover": land_cover,
+    "urban_form": urban_form,
     "import_published": import_published,
     "evaluate": evaluate,
     "folds": folds,

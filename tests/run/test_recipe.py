@@ -21,6 +21,7 @@ from imagery2flow.run.flow_config import (
     ResultsConfig,
     TransferConfig,
 )
+from imagery2flow.run.form_config import UrbanFormConfig
 from imagery2flow.run.land_cover_config import LandCoverConfig
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,6 +40,7 @@ COMMANDS = {
     "adopt": AdoptConfig,
     "distances": DistancesConfig,
     "land_cover": LandCoverConfig,
+    "urban_form": UrbanFormConfig,
     "import_published": ImportConfig,
     "evaluate": EvaluateConfig,
     "folds": FoldsConfig,
