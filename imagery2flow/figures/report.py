@@ -79,7 +79,7 @@ def write_report(config: ReportConfig, ledger: Ledger) -> Path:
     check_output_folder(config.output.parent, "--output_path")
     run = read_report_run(config, ledger)
     content = map_content(run, unit_columns(run, config, ledger), config.largest_flows, ledger)
-    page = assemble(run, content, ledger.notes)
+    page = assemble(run, content, config, ledger.notes)
     with replacing(config.output) as temporary:
         temporary.write_text(page, encoding="utf-8")
     ledger.went_out["reports"] = 1
@@ -87,12 +87,13 @@ def write_report(config: ReportConfig, ledger: Ledger) -> Path:
     return config.output.with_name(config.output.name + ".run.json")
 
 
-def assemble(run: ReportRun, content: dict[str, Any], notes: Sequence[str]) -> str:
+def assemble(run: ReportRun, content: dict[str, Any], config: ReportConfig, notes: Sequence[str]) -> str:
     """The whole page.
 
     Args:
         run: What is shown.
         content: From ``report_map.map_content``.
+        config: How it was asked for.
         notes: What was said while the report was made.
     """
     script = "\n".join(page_file(name) for name in SCRIPTS)
@@ -103,12 +104,12 @@ def assemble(run: ReportRun, content: dict[str, Any], notes: Sequence[str]) -> s
         "script": script,
         "title": escape(f"Commuting flows of {run.region}, {run.record['config'].get('year', 'unknown year')}"),
         "subtitle": escape(subtitle(run)),
-        "notes": "".join(f'<p class="note">{escape(note)}</p>' for note in [*cautions(run), *notes]),
-        "pairs_shown": escape(pairs_shown(run)),
+        "notes": "".join(f'<p class="note">{escape(note)}</p>' for note in cautions(run)),
+        "pairs_shown": escape(pairs_shown(run, config.largest_flows)),
         "data": script_safe(content),
         "scores": scores_html(run),
         "figures": figures_html(run),
-        "ledger": ledger_html(run.record["ledger"]),
+        "ledger": ledger_html(run.record["ledger"], notes),
         "settings": settings_html(run.record),
     }
     # In one pass: what data bring is never looked through for placeholders.
@@ -143,10 +144,11 @@ def cautions(run: ReportRun) -> Iterable[str]:
         yield "The model has learned from most of these flows: only the scores, and the CPC of an origin, are of pairs that were held out."
 
 
-def pairs_shown(run: ReportRun) -> str:
+def pairs_shown(run: ReportRun, largest_flows: int) -> str:
     """What an absent line means."""
+    held = f" The map holds the {largest_flows:,} largest; totals and scores are of all." if len(run.pairs) > largest_flows else ""
     known = int(run.pairs["observed"].notna().sum())
-    return f"The run's tables hold {len(run.pairs):,} pairs of units, {known:,} of them with a known flow; of any other pair nothing is shown. Distances are great-circle."
+    return f"The run's tables hold {len(run.pairs):,} pairs of units, {known:,} of them with a known flow; of any other pair nothing is shown.{held} Distances are great-circle."
 
 
 def scores_html(run: ReportRun) -> str:
@@ -198,15 +200,16 @@ def inline_svg(figure: Figure, prefix: str, caption: str) -> str:
     return named.replace("<svg", f'<svg role="img" aria-label="{escape(caption)}" stroke-linejoin="round"', 1)
 
 
-def ledger_html(ledger: dict[str, Any]) -> str:
-    """The run's own ledger: counts, what was left out and why, what it said."""
+def ledger_html(ledger: dict[str, Any], notes_of_report: Sequence[str]) -> str:
+    """The run's own ledger: counts, what was left out and why, what it said; and what was said while the report was made."""
     counts = [("in", what, f"{count:,}") for what, count in ledger.get("in", {}).items()]
     counts += [("out", what, f"{count:,}") for what, count in ledger.get("out", {}).items()]
     counts += [("left out", f"{reason} ({shown(ids)})", f"{len(ids):,}") for reason, ids in ledger.get("left_out", {}).items()]
     table = table_html(pd.DataFrame(counts, columns=["", "what", "number"]), "Ledger of the run", ("number",))
-    notes = "".join(f"<li>{escape(str(note))}</li>" for note in ledger.get("notes", []))
     nothing = "" if ledger.get("left_out") else "<p>Nothing was left out.</p>"
-    return table + nothing + (f"<p>What the run said:</p><ul>{notes}</ul>" if notes else "")
+    said = {"What the run said:": ledger.get("notes", []), "What was said while this report was made:": notes_of_report}
+    lists = [(when, "".join(f"<li>{escape(str(note))}</li>" for note in notes)) for when, notes in said.items() if notes]
+    return table + nothing + "".join(f"<p>{when}</p><ul>{items}</ul>" for when, items in lists)
 
 
 def settings_html(record: dict[str, Any]) -> str:

@@ -75,7 +75,7 @@ def units_content(units: gpd.GeoDataFrame) -> dict[str, Any]:
     step_m = max(right - left, top - bottom, 1.0) / LARGEST_STEP
     centroid = units.geometry.centroid
     vertices, ring_start, unit_start = outlines(units, step_m)
-    texts = [name for name in units.columns if name != units.geometry.name and not pd.api.types.is_numeric_dtype(units[name])]
+    texts = [name for name in units.columns.drop(units.geometry.name) if is_text(units[name])]
     return {
         "ids": list(units.index),
         "longitude": packed(longitude, "<f8"),
@@ -90,6 +90,11 @@ def units_content(units: gpd.GeoDataFrame) -> dict[str, Any]:
         "unit_start": packed(unit_start, "<u4"),
         "texts": [{"name": str(name), "values": units[name].fillna("").astype(str).tolist()} for name in texts[:TEXT_COLUMNS_SHOWN]],
     }
+
+
+def is_text(column: pd.Series) -> bool:
+    """Whether a column says something of units in words; their ids stand there anyway."""
+    return not pd.api.types.is_numeric_dtype(column) and not (column.astype(str) == column.index).all()
 
 
 def outlines(units: gpd.GeoDataFrame, step_m: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -95,6 +95,12 @@ function distances(origin, destination, units) {
   });
 }
 
+// What all but the largest in a thousand of the flows between different units stay below.
+function topOf(mode, flows) {
+  const between = mode.values.filter((value, pair) => !Number.isNaN(value) && flows.origin[pair] !== flows.destination[pair]);
+  return between.length === 0 ? 0 : quantile(between.map(Math.abs).sort(), 0.999);
+}
+
 // What lines can show: observed flows, each decoder's, and what it predicts too many.
 function readModes(packed, flows) {
   const observed = packed.observed === null ? null : unpacked(packed.observed, Float32Array);
@@ -105,14 +111,10 @@ function readModes(packed, flows) {
     diverging: true,
   }));
   const modes = observed ? [{ name: "observed", values: observed, diverging: false }, ...predicted, ...differences] : predicted;
-  const largest = { false: 0, true: 0 }; // by whether the mode diverges, so that classes are the same in modes that compare
+  const tops = new Map([false, true].map((diverging) => [diverging, Math.max(0, ...modes.filter((mode) => mode.diverging === diverging).map((mode) => topOf(mode, flows)))]));
   for (const mode of modes) {
-    for (let pair = 0; pair < flows.count; pair += 1) {
-      if (flows.origin[pair] !== flows.destination[pair]) largest[mode.diverging] = Math.max(largest[mode.diverging], Math.abs(mode.values[pair]) || 0);
-    }
-  }
-  for (const mode of modes) {
-    const breaks = lineBreaks(largest[mode.diverging], mode.diverging ? DIFFERENCE_WIDTHS.length - 1 : LINE_WIDTHS.length - 1);
+    const breaks = lineBreaks(tops.get(mode.diverging), mode.diverging ? DIFFERENCE_WIDTHS.length - 1 : LINE_WIDTHS.length - 1);
+    // The same breaks in modes that compare.
     mode.breaks = mode.diverging ? [...breaks.map((value) => -value).reverse(), ...breaks] : breaks;
     const below = DIFFERENCE_WIDTHS.slice(1).reverse();
     mode.widths = mode.diverging ? [...below, ...DIFFERENCE_WIDTHS] : LINE_WIDTHS;

@@ -1,6 +1,6 @@
 // Controls, legend, search and table of the report. Data reach the page as text only (textContent), never as markup.
 
-const OVERVIEW_LINES = 400; // drawn while no unit is chosen
+const OVERVIEW_LINES = 150; // drawn while no unit is chosen
 const OPTIONS_SHOWN = 8;
 const ROWS_AT_FIRST = 50;
 
@@ -70,10 +70,14 @@ function overviewPairs(filter) {
   return { passing: passing.length, rows: largest.map((pair) => ({ pair, direction: "to" })) };
 }
 
+function lineColours() {
+  return classColours(state.mode.breaks.length + 1, state.mode.diverging, isDark() ? MAGMA_DARK : MAGMA);
+}
+
 // Lines by class and direction; the largest are drawn last, above the others.
 function lineClasses(rows) {
-  const { breaks, widths, diverging, values } = state.mode;
-  const colours = classColours(breaks.length + 1, diverging, MAGMA);
+  const { breaks, widths, values } = state.mode;
+  const colours = lineColours();
   const classes = colours.flatMap((colour, i) => [false, true].map((dashed) => ({ colour, width: widths[i], dashed, ends: [] })));
   for (const { pair, direction } of rows) {
     if (direction === "within") continue;
@@ -120,7 +124,7 @@ function choose(unit, started = performance.now()) {
 }
 
 function hover(unit) {
-  const value = unit < 0 ? "" : `: ${state.column.name} ${numberText(state.column.values[unit])}`;
+  const value = unit < 0 ? "" : `: ${state.column.name} ${numberText(state.column.values[unit], "no value")}`;
   element("readout").textContent = unit < 0 ? "" : units.ids[unit] + value;
 }
 
@@ -131,10 +135,10 @@ function showDetails() {
   element("chosen").textContent = `Unit ${id}`;
   const facts = [
     ...units.texts.map(({ name, values }) => [name, values[state.chosen]]),
-    ...columns.map(({ name, values }) => [name, numberText(values[state.chosen])]),
+    ...columns.filter((column) => column.group === "Flows" || column === state.column).map(({ name, values }) => [name, numberText(values[state.chosen], "no value")]),
   ];
   element("facts").replaceChildren(
-    ...facts.slice(0, 40).map(([name, value]) => {
+    ...facts.map(([name, value]) => {
       const fact = make("div");
       fact.append(make("dt", name), make("dd", value));
       return fact;
@@ -154,7 +158,7 @@ function tableColumns() {
     { name: "Direction", text: (row) => direction[row.direction], value: (row) => row.direction },
     { name: "Other unit", partner: true, text: (row) => units.ids[row.partner], value: (row) => units.ids[row.partner] },
     { name: "Distance (km)", number: true, value: (row) => flows.distanceKm[row.pair] },
-    ...modes.map((mode) => ({ name: mode.name, number: true, mode, value: (row) => mode.values[row.pair] })),
+    ...modes.map((mode) => ({ name: mode.name, number: true, whole: mode.name === "observed", value: (row) => mode.values[row.pair] })),
   ];
 }
 
@@ -210,7 +214,7 @@ function tableRow(row, shape) {
         element("chosen").focus(); // the table is a new one, and the button gone
       });
       cell.append(button);
-    } else cell.textContent = column.number ? numberText(column.value(row)) : column.text(row);
+    } else cell.textContent = column.number ? cellText(column.value(row), column.whole) : column.text(row);
     line.append(cell);
   }
   return line;
@@ -236,12 +240,13 @@ function colourUnits() {
       return entry;
     }),
   );
-  element("unit-hint").textContent = diverging ? "" : "Classes hold about equally many units.";
+  const classes = diverging ? "" : "Classes hold about equally many units. ";
+  element("unit-hint").textContent = `${classes}While a unit is chosen, colours are paler.`;
 }
 
 function lineLegend() {
   const { name, breaks, widths, diverging } = state.mode;
-  const colours = classColours(breaks.length + 1, diverging, MAGMA);
+  const colours = lineColours();
   element("line-title").textContent = `Lines: ${name} (commuters of a pair)`;
   element("line-classes").replaceChildren(
     ...classTexts(breaks).map((text, i) => {
@@ -345,6 +350,7 @@ function begin() {
   fillSelect(element("column"), columns, (column) => {
     state.column = column;
     recolour();
+    if (state.chosen >= 0) showDetails();
   });
   for (const radio of document.querySelectorAll("input[name=direction]")) {
     radio.addEventListener("change", () => {
@@ -375,6 +381,7 @@ function begin() {
     state.rowsShown += 4 * ROWS_AT_FIRST;
     showTable();
   });
+  element("filters").open = !matchMedia("(max-width: 48rem)").matches;
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", recolour);
   recolour();
   showFlows();

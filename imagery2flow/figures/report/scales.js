@@ -2,7 +2,8 @@
 // any colour vision tell their ends apart. Strong colours stand against the page, so that a dark page takes a scale from its other end.
 
 const CIVIDIS = ["#00224e", "#1a386f", "#434e6c", "#61656f", "#7d7c78", "#9b9476", "#bcae6c", "#dec958", "#fee838"];
-const MAGMA = ["#1a1042", "#420f75", "#681c81", "#8e2a81", "#b73779", "#dc4869", "#f56b5c", "#fd9869", "#fec68a"];
+const MAGMA = ["#420f75", "#681c81", "#8e2a81", "#b73779", "#dc4869", "#f56b5c", "#fd9869"]; // without the ends, too pale for thin lines
+const MAGMA_DARK = ["#9a3f9e", "#b73779", "#dc4869", "#f56b5c", "#fd9869", "#fec68a", "#fff0c8"];
 const DIVERGING_LIGHT = ["#08519c", "#3182bd", "#9ecae1", "#d0d0d0", "#fdbe85", "#e6721e", "#993404"];
 const DIVERGING_DARK = ["#9ecae1", "#4f9fd6", "#2a6496", "#55585e", "#a35a12", "#ee8a2d", "#fdd0a2"];
 const UNIT_CLASSES = 7;
@@ -15,7 +16,7 @@ function isDark() {
 
 // Colours of `count` classes from the least to the largest value.
 function classColours(count, diverging, scale) {
-  const sequential = isDark() ? scale : [...scale].reverse();
+  const sequential = isDark() ? scale : [...scale].reverse(); // the end that fades into the page is the least
   const stops = diverging ? (isDark() ? DIVERGING_DARK : DIVERGING_LIGHT) : sequential;
   return Array.from({ length: count }, (_, i) => stops[Math.round((i / Math.max(count - 1, 1)) * (stops.length - 1))]);
 }
@@ -64,9 +65,17 @@ function lineBreaks(largest, count) {
 const WHOLE = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
 const SHORT = new Intl.NumberFormat("en", { maximumSignificantDigits: 3 });
 
-function numberText(value) {
-  if (Number.isNaN(value)) return "unknown";
+function numberText(value, missing = "unknown") {
+  if (Number.isNaN(value)) return missing;
   return (Math.abs(value) >= 100 || Number.isInteger(value) ? WHOLE : SHORT).format(value).replace("-", "\u2212");
+}
+
+const TABULAR = new Intl.NumberFormat("en", { minimumFractionDigits: 1, maximumFractionDigits: 1 });
+
+// As numberText, but with the digits of a column below each other.
+function cellText(value, whole) {
+  if (Number.isNaN(value)) return "unknown";
+  return (whole ? WHOLE : TABULAR).format(Math.abs(value) < 0.05 ? 0 : value).replace("-", "\u2212");
 }
 
 // What each class holds, from the least to the largest.
