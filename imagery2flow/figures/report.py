@@ -161,7 +161,9 @@ def scores_html(run: ReportRun) -> str:
         "distance only and shuffled images: only what it has above them comes from the imagery. gt10 are pairs of more than 10 commuters, "
         "positive those of any, full all pairs whose flow is known, zeros too."
     )
-    return f"<p>{escape(explained)}</p>" + table_html(texts, "Scores of every predictor, by universe of pairs", ("number", "CPC", "RMSE", "MAE"))
+    return f"<p>{escape(explained)}</p>" + table_html(
+        texts, "Scores of every predictor, by universe of pairs", ("number", "CPC", "RMSE", "MAE")
+    )
 
 
 def table_html(texts: pd.DataFrame, caption: str, numbers: Sequence[str] = ()) -> str:
@@ -195,7 +197,9 @@ def inline_svg(figure: Figure, prefix: str, caption: str) -> str:
     with rc_context({"svg.hashsalt": "imagery2flow"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     svg = buffer.getvalue()
-    svg = re.sub(r"<style.*?</style>|<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)  # the one would style the whole page
+    svg = re.sub(
+        r"<style.*?</style>|<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL
+    )  # the one would style the whole page
     named = SVG_NAME.sub(lambda found: found[1] + prefix, svg)
     return named.replace("<svg", f'<svg role="img" aria-label="{escape(caption)}" stroke-linejoin="round"', 1)
 

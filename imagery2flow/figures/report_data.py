@@ -126,7 +126,9 @@ def read_record(folder: Path) -> dict[str, Any]:
         raise MissingInputError(f"--run_dir {folder} is no folder; name one that train_ODPrediction.py or test_ODPrediction.py wrote")
     record = read_json(folder / "run.json", required=True)
     if not isinstance(record.get("config"), dict) or not isinstance(record["config"].get("region"), list):
-        raise InputError(f"{folder / 'run.json'} tells of no region; name a folder that train_ODPrediction.py or test_ODPrediction.py wrote")
+        raise InputError(
+            f"{folder / 'run.json'} tells of no region; name a folder that train_ODPrediction.py or test_ODPrediction.py wrote"
+        )
     return {"stage": "", "ledger": {}, **record}
 
 
@@ -183,9 +185,13 @@ def read_region_units(config: ReportConfig, record: dict[str, Any], ledger: Ledg
     joined = pd.concat([first, *(table.to_crs(first.crs) for table in units[1:])]).sort_index()
     repeated = joined.index[joined.index.duplicated()]
     if len(repeated):
-        raise TableError(f"the regions {region.name} share {len(repeated)} ids of units ({shown(repeated)}); give each unit an id of its own")
+        raise TableError(
+            f"the regions {region.name} share {len(repeated)} ids of units ({shown(repeated)}); give each unit an id of its own"
+        )
     if not joined.geom_type.isin(("Polygon", "MultiPolygon")).all():
-        raise InputError(f"a report needs polygons but the units hold {', '.join(sorted(set(joined.geom_type)))}; give the tracts themselves")
+        raise InputError(
+            f"a report needs polygons but the units hold {', '.join(sorted(set(joined.geom_type)))}; give the tracts themselves"
+        )
     return gpd.GeoDataFrame(joined, geometry=first.geometry.name, crs=first.crs)
 
 
@@ -338,6 +344,8 @@ def read_columns(path: str, geocodes: pd.Index, ledger: Ledger) -> pd.DataFrame:
             f"columns {path} hold ids more than once ({shown(table.index[table.index.duplicated()].unique())}); keep one row of each"
         )
     if not table.index.isin(geocodes).any():
-        raise TableError(f"columns {path} know none of the units ({shown(table.index)} instead of {shown(geocodes)}); name a table of this region")
+        raise TableError(
+            f"columns {path} know none of the units ({shown(table.index)} instead of {shown(geocodes)}); name a table of this region"
+        )
     ledger.leave_out(f"rows of {path} of other units", table.index.difference(geocodes))
     return table.reindex(geocodes)

@@ -37,7 +37,7 @@ def write_run(folder: Path, units: gpd.GeoDataFrame, pairs: pd.DataFrame, stage=
     }
     (run / "run.json").write_text(json.dumps(record))
     if pairs["count"].notna().any():
-        scores = dict.fromkeys(("bilinear", "lightgbm", "constant", "distance only"), {"positive": SCORE})
+        scores = {name: {"positive": SCORE} for name in ("bilinear", "lightgbm", "constant", "distance only")}
         (run / "metrics.json").write_text(json.dumps(scores))
     return run
 

@@ -107,7 +107,9 @@ def test_stage_5_scores_the_pairs_that_its_table_says(tmp_path):
 def test_columns_of_the_units_and_of_other_tables_can_be_shown(tmp_path):
     units = squares(["00", "01", "02"]).assign(residents=[5, 6, 7], quarter=["a", "b", "c"], again=["00", "01", "02"])
     run = write_run(tmp_path, units, PAIRS)
-    pd.DataFrame({"geocode": ["02", "00", "99"], "0": 1.0, "income": [3.0, 1.0, 9.0], "word": "x"}).to_csv(tmp_path / "more.csv", index=False)
+    pd.DataFrame({"geocode": ["02", "00", "99"], "0": 1.0, "income": [3.0, 1.0, 9.0], "word": "x"}).to_csv(
+        tmp_path / "more.csv", index=False
+    )
     _, content, ledger = report(run, columns_path=[str(tmp_path / "more.csv")])
     columns = columns_of(content)
     assert columns["residents"].tolist() == [5, 6, 7]
@@ -175,7 +177,9 @@ def test_the_page_allows_its_own_script_only_and_asks_for_nothing(run):
     policy = next(attributes["content"] for tag, attributes in page.elements if attributes.get("http-equiv"))
     digest = base64.b64encode(hashlib.sha256(page.scripts[1].encode()).digest()).decode()
     assert policy.startswith(f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; img-src data:;")
-    links = {value for _, attributes in page.elements for name, value in attributes.items() if name in ("src", "href", "xlink:href", "action")}
+    links = {
+        value for _, attributes in page.elements for name, value in attributes.items() if name in ("src", "href", "xlink:href", "action")
+    }
     assert all(link.startswith(("#", "data:,")) for link in links)
 
 
@@ -190,7 +194,15 @@ def test_scripts_make_no_markup_and_no_requests(name):
 def test_scores_settings_and_ledger_stand_in_the_page(run):
     pd.DataFrame({"epoch": [1, 2], "loss": [3.0, 2.0], "valid_cpc": [0.4, 0.5]}).to_csv(run / "training.csv", index=False)
     page, _, _ = report(run)
-    for text in ("held out by origin", "distance only", "0.500", "here", "said while running", "Nothing was left out.", "train_ODPrediction.py"):
+    for text in (
+        "held out by origin",
+        "distance only",
+        "0.500",
+        "here",
+        "said while running",
+        "Nothing was left out.",
+        "train_ODPrediction.py",
+    ):
         assert text in page.text
     assert "trained on pairs where anybody commutes" in page.text
     assert [tag for tag, _ in page.elements].count("svg") == 1

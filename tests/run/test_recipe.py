@@ -13,6 +13,7 @@ from imagery2flow.run.cli import build_parser, parse_config
 from imagery2flow.run.config import EmbeddingConfig, EncoderConfig, PreprocessingConfig
 from imagery2flow.run.distances_config import DistancesConfig
 from imagery2flow.run.flow_config import EvaluateConfig, FlowTestConfig, FlowTrainingConfig, ImportConfig, ResultsConfig
+from imagery2flow.run.report_config import ReportConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 PAPER = ROOT / "configs" / "paper"
@@ -32,6 +33,7 @@ COMMANDS = {
     "evaluate": EvaluateConfig,
     "results": ResultsConfig,
     "map": config.MapConfig,
+    "report": ReportConfig,
 }
 
 
