@@ -27,6 +27,7 @@ from imagery2flow.run.stage import Ledger
 
 TRAINING, TESTING = "train_ODPrediction", "test_ODPrediction"  # the stages whose folders hold predictions
 OBSERVED = "observed"
+SPLIT_COLUMN = "part of the run's split"
 NAMES = {"lightgbm": "LightGBM"}  # of decoders, as readers know them
 PAIR = ["h_geocode", "w_geocode"]
 
@@ -103,7 +104,7 @@ def read_report_run(config: ReportConfig, ledger: Ledger) -> ReportRun:
     folder = Path(config.run_dir)
     record = read_record(folder)
     paths = prediction_paths(folder, record)
-    units = read_region_units(config, record, ledger)
+    units = with_split(read_region_units(config, record, ledger), folder)
     ledger.came_in["units"] = len(units)
     tables = {decoder: read_predictions(str(path), units.index, ledger) for decoder, path in paths.items()}
     pairs = with_places(join_predictions(tables, paths), units)
@@ -193,6 +194,15 @@ def read_region_units(config: ReportConfig, record: dict[str, Any], ledger: Ledg
             f"a report needs polygons but the units hold {', '.join(sorted(set(joined.geom_type)))}; give the tracts themselves"
         )
     return gpd.GeoDataFrame(joined, geometry=first.geometry.name, crs=first.crs)
+
+
+def with_split(units: gpd.GeoDataFrame, folder: Path) -> gpd.GeoDataFrame:
+    """Adds which part of the split each unit belongs to, where stage 4 split units: only those held out have scores."""
+    path = folder / "split.csv"
+    if path.is_file():
+        split = read_table(path, "split", ("geocode",)).set_index("geocode")["split"]
+        units.insert(0, SPLIT_COLUMN, split.reindex(units.index))
+    return units
 
 
 def existing_units(region: RegionConfig, place: Place) -> Path:

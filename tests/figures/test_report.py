@@ -119,6 +119,11 @@ def test_columns_of_the_units_and_of_other_tables_can_be_shown(tmp_path):
     assert ledger.left_out == {f"rows of {tmp_path / 'more.csv'} of other units": ["99"]}
 
 
+def test_units_tell_their_part_of_the_split(run):
+    pd.DataFrame({"geocode": ["02", "00"], "split": ["train", "test"]}).to_csv(run / "split.csv", index=False)
+    assert report(run)[1]["units"]["texts"] == [{"name": "part of the run's split", "values": ["test", "", "train"]}]
+
+
 def test_outlines_are_close_and_neighbours_keep_common_borders():
     units = city(60).set_index("geocode")
     step_m = 1.0

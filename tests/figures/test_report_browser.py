@@ -132,16 +132,16 @@ def lines_drawn(driver):
 def test_a_click_shows_the_flows_from_and_to_a_unit(page):
     click_unit(page, 0)
     assert text(page, "chosen") == "Unit 00"
-    assert text(page, "status") == "Unit 00 is chosen: 1 flows from it, 1 to it, and the flow within it (observed)."
+    assert text(page, "status") == "Unit 00 is chosen: 1 flows out of it, 1 into it, and the flow within it (observed)."
     assert rows(page) == [
         ["within", "00", "0.0", "90", "80.0", "90.0", "\u221210.0", "0.0"],
-        ["to", "01", "1.0", "10", "12.0", "5.0", "2.0", "\u22125.0"],
-        ["from", "02", "2.0", "4", "5.0", "6.0", "1.0", "2.0"],
+        ["out", "01", "1.0", "10", "12.0", "5.0", "2.0", "\u22125.0"],
+        ["in", "02", "2.0", "4", "5.0", "6.0", "1.0", "2.0"],
     ]
     assert "Outflow, observed (commuters)\n100" in text(page, "facts")
     drawn = lines_drawn(page)
     click_unit(page, 1)
-    assert [row[:2] for row in rows(page)] == [["to", "02"], ["from", "00"]]
+    assert [row[:2] for row in rows(page)] == [["out", "02"], ["in", "00"]]
     assert lines_drawn(page) not in (0, drawn)
 
 
@@ -190,10 +190,10 @@ def test_filters_by_volume_and_distance(page):
     assert [row[1] for row in rows(page)] == ["00"]
     page.find_element(ID, "reset").click()
     assert [row[1] for row in rows(page)] == ["00", "01", "02"]
-    page.find_element("css selector", "input[value=from]").click()
-    assert [row[0] for row in rows(page)] == ["within", "to"]
-    page.find_element("css selector", "input[value=to]").click()
-    assert [row[0] for row in rows(page)] == ["within", "from"]
+    page.find_element("css selector", "input[value=out]").click()
+    assert [row[0] for row in rows(page)] == ["within", "out"]
+    page.find_element("css selector", "input[value=in]").click()
+    assert [row[0] for row in rows(page)] == ["within", "in"]
 
 
 def test_the_table_is_sorted_by_its_heads_and_leads_to_other_units(page):
@@ -317,8 +317,8 @@ def test_a_city_without_known_flows_shows_predictions(window, tmp_path):
     click_unit(window, 0)
     assert rows(window) == [
         ["within", "00", "0.0", "80.0", "90.0"],
-        ["to", "01", "1.0", "12.0", "5.0"],
-        ["from", "02", "2.0", "5.0", "6.0"],
+        ["out", "01", "1.0", "12.0", "5.0"],
+        ["in", "02", "2.0", "5.0", "6.0"],
     ]
     check_quiet(window)
 
@@ -327,7 +327,7 @@ def test_unknown_flows_are_shown_as_such(window, tmp_path):
     opened(window, make(write_run(tmp_path, squares(IDS), PAIRS)))
     choose_option(window, "mode", "bilinear")
     click_unit(window, 2)
-    assert rows(window)[1] == ["to", "00", "2.0", "unknown", "5.0", "6.0", "unknown", "unknown"]
+    assert rows(window)[1] == ["out", "00", "2.0", "unknown", "5.0", "6.0", "unknown", "unknown"]
     check_quiet(window)
 
 

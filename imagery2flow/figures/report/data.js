@@ -95,10 +95,10 @@ function distances(origin, destination, units) {
   });
 }
 
-// What all but the largest in a thousand of the flows between different units stay below.
+// What all but the largest in ten thousand of the flows between different units stay below.
 function topOf(mode, flows) {
   const between = mode.values.filter((value, pair) => !Number.isNaN(value) && flows.origin[pair] !== flows.destination[pair]);
-  return between.length === 0 ? 0 : quantile(between.map(Math.abs).sort(), 0.999);
+  return between.length === 0 ? 0 : quantile(between.map(Math.abs).sort(), 0.9999);
 }
 
 // What lines can show: observed flows, each decoder's, and what it predicts too many.

@@ -41,18 +41,18 @@ function passes(pair, filter) {
 function chosenPairs(filter) {
   const found = [];
   const unit = state.chosen;
-  if (state.direction !== "to") {
-    for (let pair = flows.start[unit]; pair < flows.start[unit + 1]; pair += 1) if (passes(pair, filter)) found.push({ pair, direction: "to" });
+  if (state.direction !== "in") {
+    for (let pair = flows.start[unit]; pair < flows.start[unit + 1]; pair += 1) if (passes(pair, filter)) found.push({ pair, direction: "out" });
   }
-  if (state.direction !== "from") {
+  if (state.direction !== "out") {
     for (let i = flows.startTo[unit]; i < flows.startTo[unit + 1]; i += 1) {
       const pair = flows.byDestination[i];
       const again = flows.origin[pair] === unit && state.direction === "both";
-      if (!again && passes(pair, filter)) found.push({ pair, direction: "from" });
+      if (!again && passes(pair, filter)) found.push({ pair, direction: "in" });
     }
   }
   for (const row of found) {
-    row.partner = row.direction === "to" ? flows.destination[row.pair] : flows.origin[row.pair];
+    row.partner = row.direction === "out" ? flows.destination[row.pair] : flows.origin[row.pair];
     if (row.partner === unit) row.direction = "within";
   }
   return found;
@@ -67,7 +67,7 @@ function overviewPairs(filter) {
   const volume = Float32Array.from(passing, (pair) => Math.abs(state.mode.values[pair]));
   const least = volume.length > OVERVIEW_LINES ? Float32Array.from(volume).sort()[volume.length - OVERVIEW_LINES] : 0;
   const largest = passing.filter((_, i) => volume[i] >= least).slice(0, OVERVIEW_LINES);
-  return { passing: passing.length, rows: largest.map((pair) => ({ pair, direction: "to" })) };
+  return { passing: passing.length, rows: largest.map((pair) => ({ pair, direction: "out" })) };
 }
 
 function lineColours() {
@@ -77,11 +77,12 @@ function lineColours() {
 // Lines by class and direction; the largest are drawn last, above the others.
 function lineClasses(rows) {
   const { breaks, widths, values } = state.mode;
-  const colours = lineColours();
-  const classes = colours.flatMap((colour, i) => [false, true].map((dashed) => ({ colour, width: widths[i], dashed, ends: [] })));
+  // Thinner on a small map, and where lines of the whole region cross.
+  const share = Math.min(1, Math.max(0.5, map.width / 900)) * (state.chosen < 0 ? 0.5 : 1);
+  const classes = lineColours().flatMap((colour, i) => [false, true].map((dashed) => ({ colour, width: widths[i] * share, dashed, ends: [] })));
   for (const { pair, direction } of rows) {
     if (direction === "within") continue;
-    const dashed = state.chosen >= 0 && state.direction === "both" && direction === "from";
+    const dashed = state.chosen >= 0 && state.direction === "both" && direction === "in";
     classes[2 * classOf(values[pair], breaks) + Number(dashed)].ends.push(flows.origin[pair], flows.destination[pair]);
   }
   return classes.filter(({ ends }) => ends.length > 0).sort((one, other) => one.width - other.width);
@@ -130,7 +131,7 @@ function hover(unit) {
 
 function showDetails() {
   const id = units.ids[state.chosen];
-  const counts = { to: 0, from: 0, within: 0 };
+  const counts = { out: 0, in: 0, within: 0 };
   for (const { direction } of state.rows) counts[direction] += 1;
   element("chosen").textContent = `Unit ${id}`;
   const facts = [
@@ -147,15 +148,14 @@ function showDetails() {
   sortRows();
   showTable();
   const within = counts.within ? ", and the flow within it" : "";
-  announce(`Unit ${id} is chosen: ${numberText(counts.to)} flows from it, ${numberText(counts.from)} to it${within} (${state.mode.name}).`);
+  announce(`Unit ${id} is chosen: ${numberText(counts.out)} flows out of it, ${numberText(counts.in)} into it${within} (${state.mode.name}).`);
 }
 
 // ---- the table of flows
 
 function tableColumns() {
-  const direction = { to: "to", from: "from", within: "within" };
   return [
-    { name: "Direction", text: (row) => direction[row.direction], value: (row) => row.direction },
+    { name: "Direction", text: (row) => row.direction, value: (row) => row.direction },
     { name: "Other unit", partner: true, text: (row) => units.ids[row.partner], value: (row) => units.ids[row.partner] },
     { name: "Distance (km)", number: true, value: (row) => flows.distanceKm[row.pair] },
     ...modes.map((mode) => ({ name: mode.name, number: true, whole: mode.name === "observed", value: (row) => mode.values[row.pair] })),
@@ -257,7 +257,7 @@ function lineLegend() {
       return entry;
     }),
   );
-  const dashes = "Solid: from the chosen unit; dashed: to it. ";
+  const dashes = "Solid: out of the chosen unit; dashed: into it. ";
   element("line-hint").textContent = dashes + (diverging ? "Blue: too few are predicted; orange: too many." : "");
   element("volume-legend").textContent = diverging ? "Difference of a pair, whatever its sign" : "Commuters of a pair";
 }

@@ -7,7 +7,7 @@ const MAGMA_DARK = ["#9a3f9e", "#b73779", "#dc4869", "#f56b5c", "#fd9869", "#fec
 const DIVERGING_LIGHT = ["#08519c", "#3182bd", "#9ecae1", "#d0d0d0", "#fdbe85", "#e6721e", "#993404"];
 const DIVERGING_DARK = ["#9ecae1", "#4f9fd6", "#2a6496", "#55585e", "#a35a12", "#ee8a2d", "#fdd0a2"];
 const UNIT_CLASSES = 7;
-const LINE_WIDTHS = [0.6, 1, 1.8, 3, 5]; // pixels, by class
+const LINE_WIDTHS = [0.5, 0.8, 1.2, 2, 3, 4.5]; // pixels, by class
 const DIFFERENCE_WIDTHS = [0.6, 1.2, 2.4, 4.5];
 
 function isDark() {
