@@ -1,6 +1,6 @@
 """A run of stage 4 or 5 as one HTML file that needs no network: scores, figures, settings, and an interactive map of the flows.
 
-The page's own parts lie in ``report/``: template.html, report.css, and scales.js, data.js, map.js, report.js, which run in that order. What
+The page's own parts lie in ``report/``: template.html, report.css, and the scripts, which run in the order of ``SCRIPTS``. What
 comes from data reaches the page escaped, or as JSON that the scripts show as text; a Content-Security-Policy allows that one script and no request.
 """
 
@@ -21,9 +21,11 @@ import pandas as pd
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from imagery2flow.figures.report_data import TRAINING, ReportRun, read_report_run, unit_columns
+from imagery2flow.figures.report_columns import unit_columns
+from imagery2flow.figures.report_data import TRAINING, ReportRun, read_report_run
 from imagery2flow.figures.report_map import map_content
 from imagery2flow.figures.results import flow_training_curve, loss_curve
+from imagery2flow.flows.metrics import SCORES
 from imagery2flow.flows.region import find_encoder
 from imagery2flow.flows.results import as_texts
 from imagery2flow.run.errors import shown
@@ -31,7 +33,7 @@ from imagery2flow.run.files import check_output_folder, read_table, replacing, s
 from imagery2flow.run.report_config import ReportConfig
 from imagery2flow.run.stage import Ledger
 
-SCRIPTS = ("scales.js", "data.js", "map.js", "report.js")
+SCRIPTS = ("scales.js", "data.js", "map.js", "search.js", "report.js")
 PLACEHOLDER = re.compile(r"\{\{(\w+)\}\}")
 SVG_NAME = re.compile(r'(\bid="|href="#|url\(#)')
 
@@ -155,15 +157,15 @@ def scores_html(run: ReportRun) -> str:
     """The table of scores, the model's own first."""
     if run.scores is None:
         return "<p>No flow was scored: the region has none, or the model has learned from all of them.</p>"
-    texts = as_texts(run.scores).drop(columns=["region", "year"])
+    tested_on = " and ".join(run.scores["tested on"].unique())
+    texts = as_texts(run.scores).drop(columns=["region", "year", "tested on"]).rename(columns={"pairs": "universe", "number": "pairs"})
     explained = (
         "CPC is the common part of commuters, 0 to 1, 1 is perfect; RMSE and MAE are in commuters. Read a model against the rows constant, "
         "distance only and shuffled images: only what it has above them comes from the imagery. gt10 are pairs of more than 10 commuters, "
         "positive those of any, full all pairs whose flow is known, zeros too."
     )
-    return f"<p>{escape(explained)}</p>" + table_html(
-        texts, "Scores of every predictor, by universe of pairs", ("number", "CPC", "RMSE", "MAE")
-    )
+    caption = f"Scores of every predictor, by universe of pairs ({tested_on})"
+    return f"<p>{escape(explained)}</p>" + table_html(texts, caption, ("pairs", *map(str.upper, SCORES)))
 
 
 def table_html(texts: pd.DataFrame, caption: str, numbers: Sequence[str] = ()) -> str:
@@ -238,4 +240,11 @@ def flattened(values: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, s
         if isinstance(value, dict):
             yield from flattened(value, f"{prefix}{name}.")
         else:
-            yield prefix + name, " ".join(map(str, value)) if isinstance(value, list) else "not given" if value is None else str(value)
+            yield prefix + name, value_text(value)
+
+
+def value_text(value: Any) -> str:
+    """A setting as a reader sees it."""
+    if value is None or value == []:
+        return "not given"
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)

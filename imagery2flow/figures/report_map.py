@@ -14,7 +14,8 @@ import numpy as np
 import pandas as pd
 import shapely
 
-from imagery2flow.figures.report_data import NAMES, OBSERVED, ReportRun, UnitColumn, degrees
+from imagery2flow.figures.report_columns import UnitColumn
+from imagery2flow.figures.report_data import NAMES, OBSERVED, ReportRun, degrees
 from imagery2flow.run.stage import Ledger
 
 TOLERANCE_SHARE = 0.02  # of the side of a typical unit, by which outlines may move: less than a pixel until one unit fills the map
