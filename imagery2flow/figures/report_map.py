@@ -21,6 +21,7 @@ from imagery2flow.run.stage import Ledger
 TOLERANCE_SHARE = 0.02  # of the side of a typical unit, by which outlines may move: less than a pixel until one unit fills the map
 LARGEST_STEP = 65_535  # coordinates are 16 bits: 1 m in a region of 65 km
 TEXT_COLUMNS_SHOWN = 6
+TOP_SHARE = 0.9999  # of the flows; a few outliers would leave all others in the lowest class
 
 
 def map_content(run: ReportRun, columns: Sequence[UnitColumn], largest_flows: int, ledger: Ledger) -> dict[str, Any]:
@@ -59,14 +60,24 @@ def largest(run: ReportRun, most: int, ledger: Ledger) -> pd.DataFrame:
 
 
 def flows_content(run: ReportRun, pairs: pd.DataFrame) -> dict[str, Any]:
-    """Pairs sorted by origin: where each origin begins [num_units + 1], destinations and flows [num_pairs]."""
+    """Pairs sorted by origin: where each origin begins [num_units + 1], destinations and flows [num_pairs], and how far scales of lines reach."""
+    between = pairs[pairs.origin != pairs.destination]
+    differences = between[list(run.decoders)].sub(between[OBSERVED], axis=0)
     start = np.searchsorted(pairs.origin.to_numpy(), np.arange(len(run.units) + 1))
     return {
         "start": packed(start, "<u4"),
         "destination": packed(pairs.destination, "<u4"),
         "observed": packed(pairs[OBSERVED], "<f4") if run.has_observed else None,
         "predicted": [{"name": NAMES.get(name, name), "values": packed(pairs[name], "<f4")} for name in run.decoders],
+        "top_flow": top(between[[OBSERVED, *run.decoders]]),
+        "top_difference": top(differences.abs()),
     }
+
+
+def top(flows: pd.DataFrame) -> float:
+    """What all but the largest flows of every column stay below; 0 where none is known."""
+    tops = flows.quantile(TOP_SHARE)
+    return 0.0 if tops.isna().all() else float(tops.max())
 
 
 def units_content(units: gpd.GeoDataFrame) -> dict[str, Any]:

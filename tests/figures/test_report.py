@@ -82,6 +82,7 @@ def test_flows_stand_by_origin_with_every_decoder(run):
     np.testing.assert_array_equal(numbers(flows["observed"]), [90, 10, 20, np.nan])
     assert [one["name"] for one in flows["predicted"]] == ["bilinear", "LightGBM"]
     assert numbers(flows["predicted"][1]["values"]).tolist() == [90, 5, 40, 6]
+    assert (flows["top_flow"], flows["top_difference"]) == (pytest.approx(40, rel=1e-3), pytest.approx(20, rel=1e-3))  # between units
     assert ledger.came_in == {"units": 3, "pairs of units": 4}
 
 

@@ -15,7 +15,7 @@ function readReport() {
   const units = readUnits(content.units);
   const flows = readFlows(content.flows, units);
   const columns = content.columns.map((column) => ({ ...column, values: unpacked(column.values, Float32Array) }));
-  return { units, flows, columns, modes: readModes(content.flows, flows) };
+  return { units, flows, columns, modes: readModes(content.flows) };
 }
 
 function readUnits(packed) {
@@ -95,14 +95,8 @@ function distances(origin, destination, units) {
   });
 }
 
-// What all but the largest in ten thousand of the flows between different units stay below.
-function topOf(mode, flows) {
-  const between = mode.values.filter((value, pair) => !Number.isNaN(value) && flows.origin[pair] !== flows.destination[pair]);
-  return between.length === 0 ? 0 : quantile(between.map(Math.abs).sort(), 0.9999);
-}
-
 // What lines can show: observed flows, each decoder's, and what it predicts too many.
-function readModes(packed, flows) {
+function readModes(packed) {
   const observed = packed.observed === null ? null : unpacked(packed.observed, Float32Array);
   const predicted = packed.predicted.map(({ name, values }) => ({ name, values: unpacked(values, Float32Array), diverging: false }));
   const differences = predicted.map(({ name, values }) => ({
@@ -111,9 +105,8 @@ function readModes(packed, flows) {
     diverging: true,
   }));
   const modes = observed ? [{ name: "observed", values: observed, diverging: false }, ...predicted, ...differences] : predicted;
-  const tops = new Map([false, true].map((diverging) => [diverging, Math.max(0, ...modes.filter((mode) => mode.diverging === diverging).map((mode) => topOf(mode, flows)))]));
   for (const mode of modes) {
-    const breaks = lineBreaks(tops.get(mode.diverging), mode.diverging ? DIFFERENCE_WIDTHS.length - 1 : LINE_WIDTHS.length - 1);
+    const breaks = lineBreaks(mode.diverging ? packed.top_difference : packed.top_flow, mode.diverging ? DIFFERENCE_WIDTHS.length - 1 : LINE_WIDTHS.length - 1);
     // The same breaks in modes that compare.
     mode.breaks = mode.diverging ? [...breaks.map((value) => -value).reverse(), ...breaks] : breaks;
     const below = DIFFERENCE_WIDTHS.slice(1).reverse();

@@ -56,16 +56,20 @@ function chosenPairs(filter) {
   return found;
 }
 
-// The largest flows between different units that pass the filter.
+// The largest flows between different units that pass the filter, found in one pass: a full buffer is cut to its largest.
 function overviewPairs(filter) {
-  const passing = [];
+  const { values } = state.mode;
+  const largest = (pairs) => pairs.sort((one, other) => Math.abs(values[other]) - Math.abs(values[one]) || one - other).slice(0, OVERVIEW_LINES);
+  let [passing, least, buffer] = [0, -1, []];
   for (let pair = 0; pair < flows.count; pair += 1) {
-    if (flows.origin[pair] !== flows.destination[pair] && passes(pair, filter)) passing.push(pair);
+    if (flows.origin[pair] === flows.destination[pair] || !passes(pair, filter)) continue;
+    passing += 1;
+    if (Math.abs(values[pair]) > least) buffer.push(pair);
+    if (buffer.length < 20 * OVERVIEW_LINES) continue;
+    buffer = largest(buffer);
+    least = Math.abs(values[buffer.at(-1)]);
   }
-  const volume = Float32Array.from(passing, (pair) => Math.abs(state.mode.values[pair]));
-  const least = volume.length > OVERVIEW_LINES ? Float32Array.from(volume).sort()[volume.length - OVERVIEW_LINES] : 0;
-  const largest = passing.filter((_, i) => volume[i] >= least).slice(0, OVERVIEW_LINES);
-  return { passing: passing.length, rows: largest.map((pair) => ({ pair, direction: "out" })) };
+  return { passing, rows: largest(buffer).map((pair) => ({ pair, direction: "out" })) };
 }
 
 function lineColours() {
