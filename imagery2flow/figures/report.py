@@ -27,7 +27,7 @@ from imagery2flow.figures.report_map import map_content
 from imagery2flow.figures.results import flow_training_curve, loss_curve
 from imagery2flow.flows.metrics import SCORES
 from imagery2flow.flows.region import find_encoder
-from imagery2flow.flows.results import as_texts
+from imagery2flow.flows.results import BEST_REACHABLE, as_texts
 from imagery2flow.run.errors import shown
 from imagery2flow.run.files import check_output_folder, read_table, replacing, strict_json
 from imagery2flow.run.report_config import ReportConfig
@@ -164,6 +164,8 @@ def scores_html(run: ReportRun) -> str:
         "distance only and shuffled images: only what it has above them comes from the imagery. gt10 are pairs of more than 10 commuters, "
         "positive those of any, full all pairs whose flow is known, zeros too."
     )
+    if BEST_REACHABLE in set(run.scores.predictor):
+        explained += f" {BEST_REACHABLE} is the score of the law that the flows of a generated metro follow."
     caption = f"Scores of every predictor, by universe of pairs ({tested_on})"
     return f"<p>{escape(explained)}</p>" + table_html(texts, caption, ("pairs", *map(str.upper, SCORES)))
 

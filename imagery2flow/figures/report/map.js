@@ -1,6 +1,7 @@
 // The map: units on one canvas, lines on another above it, so that a click redraws lines only.
 
 const FINEST_ZOOM = 200; // times the scale that shows everything
+const BEND = 0.1; // of a line's length, by which its control point lies beside it
 const CLICK_PIXELS = 5; // a pointer that moves less has clicked
 
 class FlowMap {
@@ -173,8 +174,7 @@ class FlowMap {
     for (const { colour, width, dashed, ends } of this.lines) {
       context.beginPath();
       for (let i = 0; i < ends.length; i += 2) {
-        context.moveTo(this.units.x[ends[i]] * scale + x, this.units.y[ends[i]] * scale + y);
-        context.lineTo(this.units.x[ends[i + 1]] * scale + x, this.units.y[ends[i + 1]] * scale + y);
+        this.trace(context, ends[i], ends[i + 1]);
       }
       context.setLineDash(dashed ? [4 + width, 3 + width] : []);
       context.lineWidth = width;
@@ -187,6 +187,15 @@ class FlowMap {
     context.lineWidth = 3 / scale;
     context.strokeStyle = this.colour("--chosen");
     context.stroke(this.units.paths[this.chosen]);
+  }
+
+  // A line that bends to the right of its way, so that the flows of a pair in both directions lie beside each other.
+  trace(context, from, to) {
+    const { scale, x, y } = this.view;
+    const [fromX, fromY] = [this.units.x[from] * scale + x, this.units.y[from] * scale + y];
+    const [toX, toY] = [this.units.x[to] * scale + x, this.units.y[to] * scale + y];
+    context.moveTo(fromX, fromY);
+    context.quadraticCurveTo((fromX + toX) / 2 - BEND * (toY - fromY), (fromY + toY) / 2 + BEND * (toX - fromX), toX, toY);
   }
 
   colour(name) {

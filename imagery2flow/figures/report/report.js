@@ -259,7 +259,7 @@ function lineLegend() {
       return entry;
     }),
   );
-  const dashes = "Solid: out of the chosen unit; dashed: into it. ";
+  const dashes = "Solid: out of the chosen unit; dashed: into it. Lines bend to the right of the commuters' way. ";
   element("line-hint").textContent = dashes + (diverging ? "Blue: too few are predicted; orange: too many." : "");
   element("volume-legend").textContent = diverging ? "Difference of a pair, whatever its sign" : "Commuters of a pair";
 }
