@@ -11,11 +11,11 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 from matplotlib import rc_context
@@ -23,53 +23,18 @@ from matplotlib.figure import Figure
 
 from imagery2flow.figures.report_columns import unit_columns
 from imagery2flow.figures.report_data import TRAINING, ReportRun, read_report_run
+from imagery2flow.figures.report_figures import FIGURES
 from imagery2flow.figures.report_map import map_content
-from imagery2flow.figures.results import flow_training_curve, loss_curve
 from imagery2flow.flows.metrics import SCORES
-from imagery2flow.flows.region import find_encoder
 from imagery2flow.flows.results import BEST_REACHABLE, as_texts
 from imagery2flow.run.errors import shown
-from imagery2flow.run.files import check_output_folder, read_table, replacing, strict_json
+from imagery2flow.run.files import check_output_folder, replacing, strict_json
 from imagery2flow.run.report_config import ReportConfig
 from imagery2flow.run.stage import Ledger
 
 SCRIPTS = ("scales.js", "data.js", "map.js", "search.js", "report.js")
 PLACEHOLDER = re.compile(r"\{\{(\w+)\}\}")
 SVG_NAME = re.compile(r'(\bid="|href="#|url\(#)')
-
-
-class ReportFigure(NamedTuple):
-    """A figure of the report.
-
-    Attributes:
-        caption: What it shows.
-        draw: Makes it of a run, or returns None where the run lacks what it is made of.
-    """
-
-    caption: str
-    draw: Callable[[ReportRun], Figure | None]
-
-
-def encoder_training(run: ReportRun) -> Figure | None:
-    """The loss of the encoder, where its table still lies beside the checkpoint."""
-    features = run.record["config"].get("node_feats_path", [])
-    encoder = find_encoder(features[0], Ledger("report", quiet=True)) if features else None
-    path = None if encoder is None else Path(encoder.path)
-    table = None if path is None else path.with_name(path.stem + "_metrics.csv")
-    return loss_curve(read_table(table, "metrics", ())) if table is not None and table.is_file() else None
-
-
-def flow_training(run: ReportRun) -> Figure | None:
-    """The training of the flow network; of a city the training of its model."""
-    path = (run.folder if run.record["stage"] == TRAINING else run.folder.parent) / "training.csv"
-    return flow_training_curve(read_table(path, "training", ())) if path.is_file() else None
-
-
-# One line adds a figure.
-FIGURES = (
-    ReportFigure("Training of the flow network: its loss, and how well it predicts the validation pairs", flow_training),
-    ReportFigure("Training of the image encoder without labels", encoder_training),
-)
 
 
 def write_report(config: ReportConfig, ledger: Ledger) -> Path:

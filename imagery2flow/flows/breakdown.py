@@ -159,20 +159,29 @@ def ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
     return np.divide(numerator, denominator, out=np.full(len(numerator), np.nan), where=denominator > 0)
 
 
-def bin_of(values: np.ndarray, edges: Sequence[float], what: str) -> np.ndarray:
-    """Half-open bin [edge, next edge) of each value, 0 to len(edges) - 2: [num_pairs].
+def bin_of(values: np.ndarray, edges: Sequence[float], what: str, right_closed: bool = False) -> np.ndarray:
+    """Half-open bin of each value, 0 to len(edges) - 2: [num_pairs].
+
+    Args:
+        values: [num_pairs].
+        edges: Rising.
+        what: What to call the values in a message.
+        right_closed: Whether a bin holds its upper edge, (edge, next edge], and the first its lower one too; else [edge, next edge).
 
     Raises:
         ValueError: The edges do not rise, or a value lies outside of them, so that its pair would be left out.
     """
     if len(edges) < 2 or not (np.diff(edges) > 0).all():
         raise ValueError(f"the edges {tuple(edges)} of {what} do not rise; give two or more in rising order")
-    outside = (values < edges[0]) | (values >= edges[-1])
+    outside = (values < edges[0]) | ((values > edges[-1]) if right_closed else (values >= edges[-1]))
     if outside.any():
         raise ValueError(f"{outside.sum():,} {what} lie outside of the edges {tuple(edges)}; begin with 0 and end with inf")
+    if right_closed:
+        return np.maximum(np.searchsorted(np.asarray(edges), values, side="left") - 1, 0)
     return np.searchsorted(np.asarray(edges), values, side="right") - 1
 
 
-def bin_names(edges: Sequence[float]) -> list[str]:
-    """Names of the bins: ``0-1``, ``1-2``, ..., ``50 or more``."""
-    return [f"{low:g} or more" if np.isinf(high) else f"{low:g}-{high:g}" for low, high in pairwise(edges)]
+def bin_names(edges: Sequence[float], right_closed: bool = False) -> list[str]:
+    """Names of the bins: ``0-1``, ``1-2``, ..., ``50 or more``, or ``above 50`` where 50 belongs to the bin before."""
+    last = "above {:g}" if right_closed else "{:g} or more"
+    return [last.format(low) if np.isinf(high) else f"{low:g}-{high:g}" for low, high in pairwise(edges)]

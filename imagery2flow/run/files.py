@@ -272,12 +272,15 @@ class TableWriter:
 
 
 def save_figure(path: Path, figure: Figure) -> None:
-    """Writes a figure as PNG, PDF or SVG, by the suffix of ``path``; without the date, so that equal figures give equal bytes."""
+    """Writes a figure as PNG, PDF or SVG, by the suffix of ``path``; without the date, so that equal figures give equal bytes.
+
+    Text stays text in PDF (TrueType) and SVG, which can be searched, and edited in a drawing program.
+    """
     from matplotlib import rc_context
 
     path.parent.mkdir(parents=True, exist_ok=True)
     dateless = {".png": {"Software": None}, ".pdf": {"CreationDate": None}, ".svg": {"Date": None}}[path.suffix]
-    with replacing(path) as temporary, rc_context({"svg.hashsalt": "imagery2flow"}):
+    with replacing(path) as temporary, rc_context({"svg.hashsalt": "imagery2flow", "svg.fonttype": "none", "pdf.fonttype": 42}):
         figure.savefig(temporary, metadata=dateless)
 
 

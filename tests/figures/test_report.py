@@ -211,7 +211,8 @@ def test_scores_settings_and_ledger_stand_in_the_page(run):
     ):
         assert text in page.text
     assert "trained on pairs where anybody commutes" in page.text
-    assert [tag for tag, _ in page.elements].count("svg") == 1
+    labels = [attributes["aria-label"] for tag, attributes in page.elements if tag == "svg"]
+    assert [label.split(":")[0].split(" ")[0] for label in labels] == ["The", "Calibration", "CPC", "CPC", "Training"]
     ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
     assert len(set(ids)) == len(ids)
 
