@@ -154,10 +154,11 @@ def figures_html(run: ReportRun) -> str:
     """Every figure that can be made of the run."""
     drawn = [(figure.caption, picture) for figure in FIGURES if (picture := figure.draw(run)) is not None]
     parts = [
-        f"<figure>{inline_svg(picture, f'figure{number}-', caption)}<figcaption>{escape(caption)}.</figcaption></figure>"
+        f'<figure><div class="scroll" tabindex="0" role="region" aria-label="{escape(caption)}">'
+        f"{inline_svg(picture, f'figure{number}-', caption)}</div><figcaption>{escape(caption)}.</figcaption></figure>"
         for number, (caption, picture) in enumerate(drawn)
     ]
-    return "".join(parts) or "<p>The run holds no table of which a figure could be made.</p>"
+    return f'<div class="figures">{"".join(parts)}</div>' if parts else "<p>The run holds no table of which a figure could be made.</p>"
 
 
 def inline_svg(figure: Figure, prefix: str, caption: str) -> str:

@@ -258,4 +258,4 @@ def read_scores_of(
     data_root = config.data_root or record["config"].get("data_root", "data")
     # A city's folder that was copied away from its model's does not know how that was split.
     source = model.get("config", {"region": record["config"]["region"], "split": "an unknown split"})
-    return score_rows(folder / "metrics.json", source, data_root, ledger)
+    return score_rows(folder / "metrics.json", source, data_root, ledger).replace({"predictor": NAMES}, regex=True)

@@ -10,6 +10,7 @@ import pytest
 from imagery2flow.figures.report import write_report
 from imagery2flow.run.report_config import ReportConfig
 from imagery2flow.run.stage import Ledger
+from tests.figures import browser
 from tests.figures.browser import chromium, measures, requests, require_browser
 from tests.figures.runs import city, gravity_pairs, squares, write_run
 from tests.figures.test_report import ENDING, HOSTILE, PAIRS
@@ -127,6 +128,16 @@ def lines_drawn(driver):
         "const all = context.getImageData(0, 0, width, height).data;"
         "let count = 0; for (let i = 3; i < all.length; i += 4) count += all[i] > 0; return count"
     )
+
+
+def test_without_a_browser_these_tests_are_skipped_and_fail_in_ci(monkeypatch):
+    monkeypatch.setattr(browser, "CHROMIUM", None)
+    monkeypatch.delenv("CI", raising=False)
+    with pytest.raises(pytest.skip.Exception, match=r"no chromium on the path: .* \(apt-get install chromium chromium-driver\)"):
+        require_browser()
+    monkeypatch.setenv("CI", "true")
+    with pytest.raises(pytest.fail.Exception, match="no chromium on the path"):
+        require_browser()
 
 
 def test_a_click_shows_the_flows_from_and_to_a_unit(page):
