@@ -14,6 +14,7 @@ from imagery2flow.run.distances_config import DistancesConfig
 from imagery2flow.run.flow_config import EvaluateConfig, FoldsConfig, ImportConfig, ResultsConfig
 from imagery2flow.run.form_config import UrbanFormConfig
 from imagery2flow.run.land_cover_config import LandCoverConfig
+from imagery2flow.run.report_config import ReportConfig
 from imagery2flow.run.stage import run_stage
 
 
@@ -107,6 +108,15 @@ def flow_map(argv: Sequence[str]) -> int:
     return run_stage("map", config, draw_map)
 
 
+def report(argv: Sequence[str]) -> int:
+    """Makes one HTML file of a run: scores, figures, and an interactive map of its flows."""
+    positional = bool(argv) and not argv[0].startswith("-")
+    config = parse_config("python -m imagery2flow report", ReportConfig, ["--run_dir", *argv] if positional else argv)
+    from imagery2flow.figures.report import write_report
+
+    return run_stage("report", config, write_report)
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "synthetic": synthetic,
     "acquire": acquire,
@@ -119,6 +129,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "folds": folds,
     "results": results,
     "map": flow_map,
+    "report": report,
 }
 
 

@@ -26,3 +26,20 @@ def loss_curve(history: pd.DataFrame) -> Figure:
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.legend(frameon=False, fontsize=8)
     return figure
+
+
+def flow_training_curve(history: pd.DataFrame) -> Figure:
+    """The flow network's loss, and the scores of the validation pairs by which its best epoch is chosen.
+
+    Args:
+        history: epoch, loss, valid_cpc (NaN in epochs without an evaluation): one row per epoch.
+    """
+    figure, (left, right) = new_figure(8, 3, columns=2)
+    left.plot(history.epoch, history.loss, color=COLOURS[0])
+    left.set(xlabel="epoch", ylabel="training loss")
+    evaluated = history.dropna(subset=["valid_cpc"])
+    right.plot(evaluated.epoch, evaluated.valid_cpc, color=COLOURS[2])
+    right.set(xlabel="epoch", ylabel="CPC of the validation pairs")
+    for axis in (left, right):
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return figure

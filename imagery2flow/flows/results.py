@@ -42,20 +42,32 @@ def collect_results(config: ResultsConfig, ledger: Ledger) -> Path:
         raise MissingInputError(f"{folder} holds no metrics.json; train and test a model with that --log and --output_dir first")
     ledger.came_in["files of scores"] = len(paths)
     source = read_run(folder)["config"]
-    parts = []
-    for path in paths:
-        ledger.reads(path)
-        run, scores = read_run(path.parent)["config"], read_scores(path)
-        law_path = Path(config.data_root) / "+".join(run["region"]) / "law.csv"
-        if law_path.is_file():
-            add_reachable(scores, law_path, path.parent, ledger)
-        elsewhere = set(source["region"]).isdisjoint(run["region"])
-        parts.append(region_rows(run, scores, "another city" if elsewhere else f"held out by {source['split']}"))
-    table = pd.concat(parts, ignore_index=True)
+    table = pd.concat([score_rows(path, source, config.data_root, ledger) for path in paths], ignore_index=True)
     write_table(folder / "results.csv", table)
     print(as_markdown(table))
     ledger.went_out["rows"] = len(table)
     return folder / "results_run.json"
+
+
+def score_rows(path: Path, source: dict[str, Any], data_root: str, ledger: Ledger) -> pd.DataFrame:
+    """The scores of one folder, one row per predictor and universe.
+
+    Args:
+        path: Its metrics.json.
+        source: Settings of the model's training.
+        data_root: Folder of the regions, where a generated one has its law.
+        ledger: Takes what is read and left out.
+
+    Returns:
+        Columns region, year, tested on, pairs, predictor, num_pairs, cpc, rmse, mae.
+    """
+    ledger.reads(path)
+    run, scores = read_run(path.parent)["config"], read_scores(path)
+    law_path = Path(data_root) / "+".join(run["region"]) / "law.csv"
+    if law_path.is_file():
+        add_reachable(scores, law_path, path.parent, ledger)
+    elsewhere = set(source["region"]).isdisjoint(run["region"])
+    return region_rows(run, scores, "another city" if elsewhere else f"held out by {source['split']}")
 
 
 def is_of_model(folder: Path, model: Path, ledger: Ledger) -> bool:
@@ -135,13 +147,17 @@ def reachable_scores(law_path: Path, folder: Path) -> dict[str, dict[str, float]
 
 
 def as_markdown(table: pd.DataFrame) -> str:
-    """A table in Markdown: counts whole, CPC with three digits, commuters with two."""
+    """A table of scores in Markdown."""
+    return markdown(as_texts(table))
+
+
+def as_texts(table: pd.DataFrame) -> pd.DataFrame:
+    """A table of scores as readers see it: counts whole, CPC with three digits, commuters with two."""
     shown = table.drop(columns="num_pairs")
     shown.insert(list(table.columns).index("predictor"), "number", table["num_pairs"].map("{:,.0f}".format))
     for name in metrics.SCORES:
         shown[name] = table[name].map(f"{{:.{3 if name == 'cpc' else 2}f}}".format)
-    shown = shown.astype(str).rename(columns=dict(zip(metrics.SCORES, (name.upper() for name in metrics.SCORES), strict=True)))
-    return markdown(shown)
+    return shown.astype(str).rename(columns=dict(zip(metrics.SCORES, (name.upper() for name in metrics.SCORES), strict=True)))
 
 
 def markdown(shown: pd.DataFrame) -> str:

@@ -23,6 +23,7 @@ from imagery2flow.run.flow_config import (
 )
 from imagery2flow.run.form_config import UrbanFormConfig
 from imagery2flow.run.land_cover_config import LandCoverConfig
+from imagery2flow.run.report_config import ReportConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 PAPER = ROOT / "configs" / "paper"
@@ -46,6 +47,7 @@ COMMANDS = {
     "folds": FoldsConfig,
     "results": ResultsConfig,
     "map": config.MapConfig,
+    "report": ReportConfig,
 }
 
 
