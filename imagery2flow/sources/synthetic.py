@@ -47,7 +47,7 @@ class LandUse:
     """A land use: its class, reflectance (x 10000) of its ground and of its buildings, building size in pixels, and people per km2 where fully built."""
 
     name: str
-    code: int  # of the paper's land use (fig. 4c): 2 commercial, 3 industrial, 4 recreational, 5 and 6 residential; 7 is water, which it lacks
+    code: int  # of the paper's land use (fig. 4c): 2 commercial, 3 industrial, 4 recreational, 5 and 6 residential; 0, nodata, for water, which it lacks
     ground: tuple[int, int, int]
     building: tuple[int, int, int]
     building_px: int
@@ -56,7 +56,7 @@ class LandUse:
 
 
 WATER, PARK, HOUSES, FLATS, INDUSTRY, OFFICES = LAND_USES = (
-    LandUse("water", 7, (300, 150, 80), (300, 150, 80), 1, 0, 0),
+    LandUse("water", 0, (300, 150, 80), (300, 150, 80), 1, 0, 0),
     LandUse("park", 4, (500, 3600, 1700), (700, 3000, 1800), 3, 0, 60),
     LandUse("houses", 6, (700, 3000, 1900), (2500, 2300, 2000), 1, 6500, 400),
     LandUse("flats", 5, (900, 2100, 1700), (1900, 1700, 3300), 2, 26000, 2500),

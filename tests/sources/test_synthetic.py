@@ -55,8 +55,8 @@ def test_the_land_use_has_the_numbers_of_the_paper_and_explains_the_scene(metro)
     with rasterio.open(metro / "land_use.tif") as classes, rasterio.open(metro / "scene.tif") as scene:
         assert (classes.transform, classes.crs, classes.nodata, classes.dtypes) == (scene.transform, scene.crs, 0, ("uint8",))
         number, near_infrared = classes.read(1), scene.read(2)
-    assert set(np.unique(number)) <= {2, 3, 4, 5, 6, 7}
-    assert near_infrared[number == 7].max() < near_infrared[number == 4].min(), "water is darker than any park"
+    assert set(np.unique(number)) <= {0, 2, 3, 4, 5, 6}
+    assert near_infrared[number == 0].max() < near_infrared[number == 4].min(), "water is darker than any park"
 
 
 def test_units_tile_the_scene_and_their_ids_are_text_that_begins_with_0(metro):
