@@ -41,6 +41,7 @@ say "result"
 run -m imagery2flow results --output_dir demo/outputs --log M1_l8_2020 --data_root demo/data
 run -m imagery2flow map --predictions_path demo/outputs/M1_l8_2020/M2_2020/predictions_lightgbm.csv --units_path demo/data/M2/units.gpkg \
     --scene_path demo/data/M2/scene.tif --output_path demo/M2.png
+run -m imagery2flow report demo/outputs/M1_l8_2020/M2_2020 --output_path demo/M2.html
 cat <<END
 
 The files, below demo/:
@@ -51,5 +52,6 @@ The files, below demo/:
   outputs/M1_l8_2020/                              the flow model, metrics.json, predictions of M1
   outputs/M1_l8_2020/M2_2020/                      predictions and metrics.json of M2
   M2.png                                           M2's imagery, observed and predicted flows
+  M2.html                                          the run in a browser: scores, figures, and a map of every flow
 Done in $((SECONDS - started)) s.
 END
