@@ -11,7 +11,9 @@ from imagery2flow.run.adopt_config import AdoptConfig
 from imagery2flow.run.cli import parse_config
 from imagery2flow.run.config import MapConfig, SyntheticConfig
 from imagery2flow.run.distances_config import DistancesConfig
-from imagery2flow.run.flow_config import EvaluateConfig, ImportConfig, ResultsConfig
+from imagery2flow.run.flow_config import EvaluateConfig, FoldsConfig, ImportConfig, ResultsConfig
+from imagery2flow.run.form_config import UrbanFormConfig
+from imagery2flow.run.land_cover_config import LandCoverConfig
 from imagery2flow.run.report_config import ReportConfig
 from imagery2flow.run.stage import run_stage
 
@@ -25,12 +27,13 @@ def synthetic(argv: Sequence[str]) -> int:
 
 
 def acquire(argv: Sequence[str]) -> int:
-    """Fetches a region's tracts, flows, population and imagery from public sources."""
+    """Fetches a region's tracts, flows, population, imagery and land cover from public sources."""
     config = parse_config("python -m imagery2flow acquire", AcquireConfig, argv)
+    from imagery2flow.imagery.land_cover import count_land_cover
     from imagery2flow.imagery.units import read_units
     from imagery2flow.sources import acquire as work
 
-    return run_stage("acquire", config, partial(work.acquire, read_units=read_units))
+    return run_stage("acquire", config, partial(work.acquire, read_units=read_units, count_land_cover=count_land_cover))
 
 
 def adopt(argv: Sequence[str]) -> int:
@@ -47,6 +50,22 @@ def distances(argv: Sequence[str]) -> int:
     from imagery2flow.flows.distances import write_distances
 
     return run_stage("distances", config, write_distances)
+
+
+def land_cover(argv: Sequence[str]) -> int:
+    """Measures the area of every class of land cover in every unit."""
+    config = parse_config("python -m imagery2flow land_cover", LandCoverConfig, argv)
+    from imagery2flow.imagery.land_cover import write_land_cover
+
+    return run_stage("land_cover", config, write_land_cover)
+
+
+def urban_form(argv: Sequence[str]) -> int:
+    """Measures the shape, density, centrality and distance decay of regions."""
+    config = parse_config("python -m imagery2flow urban_form", UrbanFormConfig, argv)
+    from imagery2flow.flows.form_table import write_form
+
+    return run_stage("urban_form", config, write_form)
 
 
 def import_published(argv: Sequence[str]) -> int:
@@ -73,6 +92,14 @@ def evaluate(argv: Sequence[str]) -> int:
     return run_stage("evaluate", config, work.evaluate)
 
 
+def folds(argv: Sequence[str]) -> int:
+    """Joins five models that were each tested on another fifth of the origins."""
+    config = parse_config("python -m imagery2flow folds", FoldsConfig, argv)
+    from imagery2flow.flows.folds import join_folds
+
+    return run_stage("folds", config, join_folds)
+
+
 def flow_map(argv: Sequence[str]) -> int:
     """Draws a region's imagery, observed and predicted flows."""
     config = parse_config("python -m imagery2flow map", MapConfig, argv)
@@ -95,8 +122,11 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "acquire": acquire,
     "adopt": adopt,
     "distances": distances,
+    "land_cover": land_cover,
+    "urban_form": urban_form,
     "import_published": import_published,
     "evaluate": evaluate,
+    "folds": folds,
     "results": results,
     "map": flow_map,
     "report": report,

@@ -13,6 +13,11 @@ say "0  two generated cities: imagery, tracts, flows that follow a known law"
 run -m imagery2flow synthetic --output_dir demo/data --region M1 --num_units 600 --size_px 815 --seed 1 --utm_zone 18
 run -m imagery2flow synthetic --output_dir demo/data --region M2 --num_units 400 --size_px 665 --seed 2 --utm_zone 17
 
+for region in M1 M2; do
+    run -m imagery2flow land_cover --units_path demo/data/$region/units.gpkg --raster_path demo/data/$region/land_use.tif \
+        --output_path demo/data/$region/land_use.csv
+done
+
 say "1  one image patch per tract"
 for region in M1 M2; do
     run img_preprocessing.py --input_tif_path demo/data/$region/scene.tif --shp_path demo/data/$region/units.gpkg \
@@ -52,6 +57,7 @@ The files, below demo/:
   outputs/M1_l8_2020/                              the flow model, metrics.json, predictions of M1
   outputs/M1_l8_2020/M2_2020/                      predictions and metrics.json of M2
   M2.png                                           M2's imagery, observed and predicted flows
-  M2.html                                          the run in a browser: scores, figures, and a map of every flow
+  M2.html                                          the same to click on: opens in a browser
+figs.ipynb draws the paper's figures of it.
 Done in $((SECONDS - started)) s.
 END

@@ -7,9 +7,15 @@ import os
 from pathlib import Path
 
 import geopandas as gpd
+import numpy as np
 import pandas as pd
 import pytest
+import rasterio
+import shapely
 
+from imagery2flow.imagery.land_cover import count_land_cover
+from imagery2flow.imagery.units import read_units
+from imagery2flow.run.stage import Ledger
 from tests.test_end_to_end import ROOT, run
 
 DATA = Path(os.environ.get("IMAGERY2FLOW_DATA", ROOT.parent / "shared" / "data")).resolve()
@@ -73,3 +79,19 @@ def test_san_franciscos_ids_keep_their_leading_zero_through_stage_4(tmp_path):
     assert table.h_geocode.str.fullmatch(r"06075\d{6}").all()
     scores = json.loads((tmp_path / "outputs/sf/metrics.json").read_text())
     assert scores["lightgbm"]["gt10"]["cpc"] > scores["constant"]["gt10"]["cpc"]
+
+
+@needs
+def test_raleighs_tracts_on_a_real_map_equal_a_loop_over_pixels():
+    path, units = DATA / "raleigh" / "landcover_1996.tif", read_units(DATA / "raleigh" / "units.gpkg", None, Ledger("test", quiet=True))
+    table = count_land_cover(units, [path], Ledger("test", quiet=True)).set_index("geocode")
+    assert list(table) == [f"class_{code}" for code in range(1, 8)] + ["nodata_m2"] and len(table) == 26
+    with rasterio.open(path) as raster:
+        codes, grid = raster.read(1), raster.transform
+    columns, rows = np.meshgrid(np.arange(-50, codes.shape[1] + 50), np.arange(-120, codes.shape[0] + 120))
+    x, y = grid * (columns.ravel() + 0.5, rows.ravel() + 0.5)
+    there = np.pad(codes, ((120, 120), (50, 50))).ravel()  # 0 beyond the map
+    for geocode, shape in units.geometry.items():
+        numbers = np.bincount(there[shapely.contains_xy(shape, x, y)], minlength=8)
+        np.testing.assert_allclose(table.loc[geocode], numbers[[*range(1, 8), 0]] * 28.5**2, atol=0.01)
+        assert table.loc[geocode].sum() == pytest.approx(shape.area, rel=0.01)

@@ -59,7 +59,7 @@ def map_panels(units: gpd.GeoSeries, number: int, title_lines: int = 2, colour_b
 
 
 def title_panel(axis: Axes, text: str) -> None:
-    """A title right above a panel; matplotlib itself would make room for numbers beside an axis, also where the axis is off."""
+    """A title right above a panel; matplotlib itself would lift it above the "1e6" of an axis, also where the axis is off."""
     axis.set_title(text, fontsize=TITLE_SIZE, y=1.0)
 
 

@@ -17,8 +17,9 @@ import pandas as pd
 import shapely
 
 from imagery2flow.flows.table import as_numbers, explain_unknown, note_numeric_ids, pairs_shown
+from imagery2flow.imagery.units import check_polygons
 from imagery2flow.run.earth import great_circle_m
-from imagery2flow.run.errors import Faults, InputError, TableError, shown
+from imagery2flow.run.errors import Faults, TableError, shown
 from imagery2flow.run.files import read_header, read_table
 from imagery2flow.run.stage import Ledger
 
@@ -72,8 +73,7 @@ def build_graph(units: gpd.GeoDataFrame, distance_path: str | None, ledger: Ledg
         InputError: The units are not polygons.
         TableError: The table of distances has faults.
     """
-    if not units.geom_type.isin(("Polygon", "MultiPolygon")).all():
-        raise InputError(f"the graph needs polygons but {where} hold {', '.join(sorted(set(units.geom_type)))}; give the tracts themselves")
+    check_polygons(units, "the graph", where)
     metric = units.to_crs(units.estimate_utm_crs())
     centroids = metric.centroid.to_crs(4326)
     geocodes = tuple(units.index)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import pandas as pd
@@ -22,6 +22,18 @@ from imagery2flow.run.stage import Ledger
 CHECKPOINT_SUFFIX = ".pth"  # of the file of an encoder, as stage 2 writes it
 STATISTICS = ("_mean", "_std")  # endings of the columns that stage 3 adds to the encoder's
 EXTRA = "extra_"  # of columns of other tables that are named like an image's
+
+
+class DataFolder(Protocol):
+    """Settings that say where a region's files lie."""
+
+    @property
+    def data_root(self) -> str:
+        """Folder of the regions."""
+
+    @property
+    def year(self) -> int:
+        """Year of the flows."""
 
 
 class EncoderFile(NamedTuple):
@@ -225,7 +237,7 @@ def join_flows(tables: Sequence[FlowTable], positions: Sequence[np.ndarray], geo
     return FlowTable(geocodes, origin[order], destination[order], count[order], block)
 
 
-def find_units(config: RegionConfig, place: Place) -> Path:
+def find_units(config: DataFolder, place: Place) -> Path:
     """The units file: as given, or in the region's folder.
 
     Raises:
@@ -240,7 +252,7 @@ def find_units(config: RegionConfig, place: Place) -> Path:
     raise MissingInputError(f"region {place.region} has no units.gpkg in {folder}; put it there or name the units with --units_path")
 
 
-def find_flows(config: RegionConfig, place: Place, required: bool, ledger: Ledger) -> Path | None:
+def find_flows(config: DataFolder, place: Place, required: bool, ledger: Ledger) -> Path | None:
     """The flows: as given, or in the region's folder, the year's own first; None where there are none and none are needed.
 
     Raises:

@@ -68,7 +68,7 @@ def hash_pairs(origin: np.ndarray, destination: np.ndarray, seed: int) -> np.nda
         return value ^ (value >> np.uint64(31))
 
 
-def draw_split(kind: str, region: Region, population: np.ndarray | None, seed: int) -> Split:
+def draw_split(kind: str, region: Region, population: np.ndarray | None, seed: int, fold: int = 0) -> Split:
     """Draws a split; each region of several is split on its own.
 
     Args:
@@ -76,10 +76,12 @@ def draw_split(kind: str, region: Region, population: np.ndarray | None, seed: i
         region: The region; a unit without flows belongs to no split.
         population: Per unit, NaN where unknown [num_units], or None; ``origin`` and ``unit`` are stratified by it.
         seed: Of everything random.
+        fold: Of ``origin``, which fifth is tested, 0 to 4: over the five folds of one seed every origin is tested once and chooses the epoch once.
 
     Raises:
         InputError: A region has fewer than two units for a split.
     """
+    assert fold == 0 or kind == "origin"
     flows, graph = region.flows, region.graph
     assert flows is not None
     random = np.random.default_rng(seed)
@@ -88,12 +90,13 @@ def draw_split(kind: str, region: Region, population: np.ndarray | None, seed: i
         return Split(kind, label, seed)
     active = units_with_flows(kind, flows)
     known = np.full(len(graph.geocodes), np.nan) if population is None else population
+    shares = (*OF_FIVE[fold:], *OF_FIVE[:fold]) if kind == "origin" else OF_TEN  # turned labels, the same draws
     for number, name in enumerate(region.names):
         units = active[region.part[active] == number]
         if kind == "block":
             label[units] = label_blocks(spatial_blocks(graph, units), random)
         else:
-            label[units] = label_ranked(known[units], OF_FIVE if kind == "origin" else OF_TEN, random)
+            label[units] = label_ranked(known[units], shares, random)
         check_size(label[units], name, kind)
     return Split(kind, label, seed)
 

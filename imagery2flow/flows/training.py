@@ -74,7 +74,7 @@ def make_split(config: FlowTrainingConfig, region: Region, ledger: Ledger) -> Sp
     if population is None:
         ledger.note("no --population_path: the split is random, not stratified by population")
     seed = int(torch.randint(2**31, (1,), generator=generator(config.seed, SPLIT)))
-    split = draw_split(config.split, region, population, seed)
+    split = draw_split(config.split, region, population, seed, config.fold)
     if config.split != "pair":
         counts = ", ".join(f"{(split.label == name).sum():,} {name}" for name in SPLITS)
         ledger.note(f"{'origins' if config.split == 'origin' else 'units'}: {counts}")

@@ -173,15 +173,20 @@ def cut_unit(task: CutTask, reader: SceneReader, options: CutOptions) -> CutResu
 
 def outline_mask(candidate: Candidate, scene: Scene, all_touched: bool) -> np.ndarray:
     """The pixels [height, width] that belong to the unit; never empty: a sliver without a pixel centre keeps the pixels it touches."""
-    shape = (candidate.window.height, candidate.window.width)
+    everything = np.ones((candidate.window.height, candidate.window.width), dtype=bool)
     if candidate.outline is None:
-        return np.ones(shape, dtype=bool)
-    transform = window_transform(candidate.window, scene.transform)
-    burn = partial(rasterize, [candidate.outline], out_shape=shape, transform=transform, dtype="uint8")
-    inside = burn(all_touched=all_touched).view(bool)
+        return everything
+    inside = pixels_of(candidate.outline, candidate.window, scene, all_touched)
     if not inside.any():
-        inside = burn(all_touched=True).view(bool)
-    return inside if inside.any() else np.ones(shape, dtype=bool)
+        inside = pixels_of(candidate.outline, candidate.window, scene, all_touched=True)
+    return inside if inside.any() else everything
+
+
+def pixels_of(outline: shapely.Geometry, window: Window, scene: Scene, all_touched: bool = False) -> np.ndarray:
+    """The pixels of a window whose centre lies in the outline, or that it touches: [height, width] of bool."""
+    transform = window_transform(window, scene.transform)
+    shape = (window.height, window.width)
+    return rasterize([outline], out_shape=shape, transform=transform, dtype="uint8", all_touched=all_touched).view(bool)
 
 
 def manifest_row(geocode: str, status: str, window: Window | None = None, scene: Scene | None = None, share: float = 0.0) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import geopandas as gpd
 import numpy as np
 import pandas as pd
 import rasterio
@@ -111,33 +112,60 @@ def make_tasks(config: PreprocessingConfig, scenes: Sequence[Scene], ledger: Led
         return sorted(tasks, key=lambda task: task.geocode)
     units = areal_units.read_units(str(config.shp_path), config.id_column, ledger)
     ledger.came_in["units"] = len(units) + sum(len(ids) for ids in ledger.left_out.values())
+    point_size = config.size if config.mode == "points" else None
+    return units_on_scenes(units, scenes, ledger, str(config.shp_path), point_size, config.context_m)
+
+
+def units_on_scenes(
+    units: gpd.GeoDataFrame,
+    scenes: Sequence[Scene],
+    ledger: Ledger,
+    units_path: str,
+    point_size: int | None = None,
+    context_m: float | None = None,
+) -> list[CutTask]:
+    """The units with the scenes that they lie on, in the order of both.
+
+    Args:
+        units: Polygons, or points.
+        scenes: Each with its own CRS.
+        ledger: Takes reprojections.
+        units_path: Where the units come from, for messages.
+        point_size: Side in pixels of the square around each point; None for polygons.
+        context_m: Margin around polygons in metres.
+
+    Raises:
+        InputError: No unit lies on a scene.
+    """
     found: dict[str, list[Candidate]] = {geocode: [] for geocode in units.index}
     for number, scene in enumerate(scenes):
         geometries = areal_units.to_scene_crs(units, scene, ledger)
-        for geocode, candidate in candidates_on(scene, number, geometries, config):
+        for geocode, candidate in candidates_on(scene, number, geometries, point_size, context_m):
             found[geocode].append(candidate)
     if not any(found.values()):
-        raise InputError(no_overlap_message(units, scenes, config))
+        raise InputError(no_overlap_message(units, scenes, units_path))
     return [CutTask(geocode, tuple(candidates)) for geocode, candidates in found.items()]
 
 
-def candidates_on(scene: Scene, number: int, geometries: Any, config: PreprocessingConfig) -> Iterator[tuple[str, Candidate]]:
-    """The units that meet the scene: points by their square, zones by themselves, for a margin holds no pixel of the unit."""
-    if config.mode == "points":
-        windows = areal_units.point_windows(geometries, scene, config.size)
+def candidates_on(
+    scene: Scene, number: int, geometries: gpd.GeoSeries, point_size: int | None, context_m: float | None
+) -> Iterator[tuple[str, Candidate]]:
+    """The units that meet the scene: points by their square, polygons by themselves, for a margin holds no pixel of the unit."""
+    if point_size is not None:
+        windows = areal_units.point_windows(geometries, scene, point_size)
     else:
-        windows = areal_units.zone_windows(geometries, scene, config.context_m)
+        windows = areal_units.zone_windows(geometries, scene, context_m)
     column, row, width, height = windows.T
     meets = (column < scene.width) & (row < scene.height) & (column + width > 0) & (row + height > 0)
     corners = [scene.transform * corner for corner in ((0, 0), (scene.width, 0), (scene.width, scene.height), (0, scene.height))]
-    if config.mode == "zones":
+    if point_size is None:
         meets &= geometries.intersects(shapely.Polygon(corners)).to_numpy()
     for position in np.flatnonzero(meets):
-        outline = geometries.iloc[position] if config.mode == "zones" else None
+        outline = geometries.iloc[position] if point_size is None else None
         yield geometries.index[position], Candidate(number, areal_units.as_window(windows[position]), outline)
 
 
-def no_overlap_message(units: Any, scenes: Sequence[Scene], config: PreprocessingConfig) -> str:
+def no_overlap_message(units: gpd.GeoDataFrame, scenes: Sequence[Scene], units_path: str) -> str:
     """The sentence for units and scenes that lie apart, with both extents in degrees."""
     west, south, east, north = units.to_crs(4326).total_bounds
     extents = []
@@ -147,7 +175,7 @@ def no_overlap_message(units: Any, scenes: Sequence[Scene], config: Preprocessin
         )
         extents.append(f"{scene.path.name} {bounds[0]:.3f} {bounds[1]:.3f} {bounds[2]:.3f} {bounds[3]:.3f}")
     return (
-        f"no unit of {config.shp_path} lies on a scene: the units cover {west:.3f} {south:.3f} {east:.3f} {north:.3f} (west south east north, degrees), "
+        f"no unit of {units_path} lies on a scene: the units cover {west:.3f} {south:.3f} {east:.3f} {north:.3f} (west south east north, degrees), "
         f"the scenes {'; '.join(extents)}; name a scene of that place, or mend the CRS of one of them"
     )
 

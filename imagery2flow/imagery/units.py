@@ -20,6 +20,7 @@ from imagery2flow.run.errors import CRSError, Faults, InputError, MissingInputEr
 from imagery2flow.run.stage import Ledger
 
 ID_COLUMNS = ("GEOID20", "GEOID", "geocode", "GEOID10")
+POLYGONS = ("Polygon", "MultiPolygon")
 
 
 def read_units(path: str | Path, id_column: str | None, ledger: Ledger) -> gpd.GeoDataFrame:
@@ -64,7 +65,7 @@ def read_units(path: str | Path, id_column: str | None, ledger: Ledger) -> gpd.G
 def mend(shape: shapely.Geometry) -> shapely.Geometry:
     """A valid geometry; of a polygon its areas, without the lines that a spike leaves behind, which later stages could not take for a unit."""
     valid = shapely.make_valid(shape)
-    if valid.geom_type != "GeometryCollection" or shape.geom_type not in ("Polygon", "MultiPolygon"):
+    if valid.geom_type != "GeometryCollection" or shape.geom_type not in POLYGONS:
         return valid
     parts = shapely.get_parts(shapely.get_parts(valid))  # a collection may hold a MultiPolygon
     areas = parts[shapely.area(parts) > 0]
@@ -143,6 +144,16 @@ def check_ids(ids: pd.Series, where: str) -> None:
     if len(unfit):
         faults.add(f"{len(unfit)} ids cannot be part of a file name ({shown(unfit)}); use letters, digits, '-' and '.'")
     faults.raise_if_any()
+
+
+def check_polygons(units: gpd.GeoDataFrame, purpose: str, where: str) -> None:
+    """Refuses units that have no area.
+
+    Raises:
+        InputError: Some are points or lines.
+    """
+    if not units.geom_type.isin(POLYGONS).all():
+        raise InputError(f"{purpose} needs polygons but {where} hold {', '.join(sorted(set(units.geom_type)))}; give the tracts themselves")
 
 
 def to_scene_crs(units: gpd.GeoDataFrame, scene: Scene, ledger: Ledger) -> gpd.GeoSeries:

@@ -10,8 +10,10 @@ from typing import Literal
 
 from imagery2flow.run.config import require
 
-KINDS = ("units", "flows", "population")  # by default; imagery takes hours and has to be asked for
+KINDS = ("units", "flows", "population", "imagery")  # by default: everything that the stages read
+ON_REQUEST = "land_cover"
 RGB_NIR = ("blue", "green", "red", "nir")
+OF_ANY_UNITS = {"imagery", ON_REQUEST}  # not of census tracts only
 SENSOR_BANDS = {"s2": RGB_NIR} | dict.fromkeys(("l8", "l7", "l5"), (*RGB_NIR, "swir1", "swir2"))
 TILE_PIXELS = 256  # side of the tiles that imagery is stored in
 FIRST_VINTAGE, LAST_VINTAGE = 2010, 2025
@@ -21,16 +23,16 @@ LODES_YEARS = {7: (2002, 2019), 8: (2002, 2023)}
 
 @dataclass(frozen=True, kw_only=True)
 class AcquireConfig:
-    """Fetch a region's census tracts, commuting flows (LODES), population and imagery; files that have come are kept and used again.
+    """Fetch a region's census tracts, commuting flows (LODES), population, imagery and land cover (ESA WorldCover); files that have come are kept and used again.
 
     Args:
         region: Name of the region; M1 to M10 are the published metropolitan areas, any other needs --state_county, --cbsa or --units.
-        year: Year of the flows (2002 to 2023, with tracts of the 2010 census to 2019) and of the imagery.
-        what: Which data: units, flows, population, and, if asked for, imagery.
-        data_root: Folder under which <region>/units.gpkg, flows_<year>.csv, population.csv and <sensor>_<year>.tif are written.
+        year: Year of the flows (2002 to 2023, with tracts of the 2010 census to 2019) and of the imagery; land cover is of 2020, or of 2021 for every other year.
+        what: Which data: units, flows, population, imagery, and, if asked for, land_cover.
+        data_root: Folder under which <region>/units.gpkg, flows_<year>.csv, population.csv, <sensor>_<year>.tif and land_cover.csv are written.
         state_county: Counties by their five digits: 11001 36061.
         cbsa: One of the ten published metropolitan areas by its five digits: 35620.
-        units: File of tracts that you have, with ids of eleven digits; for imagery alone any areal units.
+        units: File of tracts that you have, with ids of eleven digits; for imagery and land cover any areal units.
         job_type: LODES jobs: JT00 all, JT01 primary, JT02 private, JT03 private primary, JT04 federal, JT05 federal primary.
         vintage: TIGER year of the tracts; 2010 to 2019 are tracts of the 2010 census (LODES7), 2020 and later of the 2020 census (LODES8).
         addresses: YAML file that replaces addresses of data, by mirrors for example.
@@ -39,7 +41,7 @@ class AcquireConfig:
         season: First and last day of the images that are combined, month-day/month-day, within the year.
         max_cloud: Largest cloud cover of an image in percent, as its catalogue states it.
         bands: Bands of the imagery, in that order: blue green red nir, of Landsat also swir1 swir2; default all of these.
-        catalogue: Where imagery is searched: earth_search, or planetary_computer, which needs the package planetary-computer.
+        catalogue: Where imagery is searched: earth_search, or planetary_computer, which has Landsat for nothing.
         without: Ids of images that are not used, such as one whose file is damaged.
         block: Side in pixels of the parts in which imagery is combined, a multiple of 256; less takes less memory.
         dry_run: Print what would be fetched, from where and how large it is; fetch nothing.
@@ -70,8 +72,8 @@ class AcquireConfig:
         require(is_name, "region", self.region, "a name without slashes")
         # Also in one word with commas, as such lists are often written.
         object.__setattr__(self, "what", [kind for word in self.what for kind in word.split(",") if kind])
-        known = bool(self.what) and set(self.what) <= {*KINDS, "imagery"}
-        require(known, "what", " ".join(self.what) or "(none)", f"some of {', '.join(KINDS)}, imagery")
+        known = bool(self.what) and set(self.what) <= {*KINDS, ON_REQUEST}
+        require(known, "what", " ".join(self.what) or "(none)", f"some of {', '.join(KINDS)}, {ON_REQUEST}")
         places = [name for name in ("state_county", "cbsa", "units") if getattr(self, name)]
         for name in places[1:]:
             value = getattr(self, name)
@@ -117,6 +119,17 @@ class AcquireConfig:
     def imagery_bands(self) -> tuple[str, ...]:
         """Bands of the imagery, in their order."""
         return tuple(self.bands) or SENSOR_BANDS[self.sensor]
+
+    @property
+    def imagery_settings(self) -> dict[str, str | float | list[str]]:
+        """What the pixels of the imagery follow from, besides the place, the sensor and the year; by the names of the flags."""
+        return {
+            "bands": list(self.imagery_bands),
+            "season": self.season,
+            "max_cloud": self.max_cloud,
+            "catalogue": self.catalogue,
+            "without": sorted(set(self.without)),
+        }
 
     @property
     def imagery_path(self) -> Path:

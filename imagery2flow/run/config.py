@@ -256,7 +256,7 @@ class SyntheticConfig:
     """Generate a metro whose imagery shows land use and whose flows follow a known law of it.
 
     Args:
-        output_dir: Folder under which <region>/ is written: scene.tif, units.gpkg, flows.csv, population.csv, law.csv.
+        output_dir: Folder under which <region>/ is written: scene.tif, land_use.tif, units.gpkg, flows.csv, population.csv, law.csv.
         region: Name of the metro.
         num_units: Number of tracts.
         seed: Seed of everything random.

@@ -1,4 +1,4 @@
-"""Distances on the Earth."""
+"""Distances and areas on the Earth."""
 
 from __future__ import annotations
 
@@ -17,3 +17,23 @@ def great_circle_m(longitude_a: np.ndarray, latitude_a: np.ndarray, longitude_b:
     lambda_a, phi_a, lambda_b, phi_b = (np.radians(angle) for angle in (longitude_a, latitude_a, longitude_b, latitude_b))
     haversine = np.sin((phi_b - phi_a) / 2) ** 2 + np.cos(phi_a) * np.cos(phi_b) * np.sin((lambda_b - lambda_a) / 2) ** 2
     return 2 * EARTH_RADIUS_M * np.arcsin(np.sqrt(np.clip(haversine, 0.0, 1.0)))
+
+
+def graticule_areas_m2(latitude_edges: np.ndarray, width: float, semi_minor_m: float, eccentricity_squared: float) -> np.ndarray:
+    """Areas in m2 between parallels on an ellipsoid, in closed form (Snyder 1987, equation 3-12).
+
+    Args:
+        latitude_edges: Degrees, in order; beyond a pole there is no area [num_rows + 1].
+        width: Degrees of longitude.
+        semi_minor_m: Of the ellipsoid.
+        eccentricity_squared: Of the ellipsoid; 0 is a sphere.
+
+    Returns:
+        Areas between each parallel and the next [num_rows].
+    """
+    import numpy as np
+
+    sine, eccentricity = np.sin(np.radians(np.clip(latitude_edges, -90, 90))), np.sqrt(eccentricity_squared)
+    half_q = sine / (1 - eccentricity_squared * sine**2) / 2
+    half_q += np.arctanh(eccentricity * sine) / (2 * eccentricity) if eccentricity else sine / 2
+    return semi_minor_m**2 * np.radians(width) * np.abs(np.diff(half_q))

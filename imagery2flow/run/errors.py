@@ -6,9 +6,11 @@ ours and keeps its traceback.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable
 
 EXAMPLES_SHOWN = 5
+FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # what the system says where no more can be written
 
 
 class InputError(ValueError):

@@ -39,6 +39,27 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
 
 
+@contextmanager
+def replacing_by_gdal(path: Path) -> Iterator[Path]:
+    """The same for files that GDAL writes, which does not say with a number of the system's what went wrong.
+
+    Raises:
+        InputError: The file cannot be written.
+    """
+    temporary = None
+    try:
+        with replacing(path) as temporary:
+            yield temporary
+    except (OSError, RuntimeError) as error:  # those of rasterio and of pyogrio
+        raise InputError(
+            f"{path} cannot be written ({first_sentence(error.__cause__ or error)}); see that its disk has room, and run the same command again"
+        ) from error
+    finally:
+        if temporary is not None:
+            for part in temporary.parent.glob(f"{temporary.name}*"):  # journals of a database
+                part.unlink()
+
+
 def write_json(path: Path, content: Any) -> None:
     """Writes JSON with sorted keys, so that equal content gives equal bytes; a number that does not exist (NaN) is null."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -14,6 +14,7 @@ MOST_LEAVES = 131072  # LightGBM's own limit
 DecoderName = Literal["bilinear", "lightgbm"]
 DECODERS: tuple[DecoderName, ...] = ("bilinear", "lightgbm")
 SplitName = Literal["origin", "unit", "block", "pair"]
+FOLDS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,6 +157,7 @@ class FlowTrainingConfig(RegionConfig):
         patience: Stop after this many epochs without a better validation score.
         select_by: Validation score that chooses the epoch.
         split: What is held out: origin (as published: every fifth origin), unit (pairs between new units only), block (the same by spatial blocks), pair (at random; shows memory, not skill).
+        fold: Of the split by origin, which fifth is tested, 0 to 4: five runs test every origin once.
         universe: Pairs to train on: gt10 (flows above 10, as published), positive (all observed flows), full (zeros too, where the flows are complete).
         zeros_per_flow: Zero pairs that are drawn for each observed flow in the universe full; they are weighted, so that expectations stay right.
         loss: poisson, the likelihood of the counts; multinomial, that of the destinations of each origin and of its outflow; balanced_mse, as published, on log2 of the counts.
@@ -189,6 +191,7 @@ class FlowTrainingConfig(RegionConfig):
     patience: int = 30
     select_by: Literal["rmse", "mae", "cpc"] = "cpc"
     split: SplitName = "origin"
+    fold: int = 0
     universe: UniverseName = "gt10"
     zeros_per_flow: float = 2.0
     loss: Literal["poisson", "multinomial", "balanced_mse"] = "poisson"
@@ -216,6 +219,9 @@ class FlowTrainingConfig(RegionConfig):
         require(0 <= self.dropout < 1, "dropout", self.dropout, "0 or more and below 1")
         for name in ("context_m", "transfer_context_m"):
             require(all(radius > 0 for radius in getattr(self, name)), name, getattr(self, name), "above 0")
+        require(0 <= self.fold < FOLDS, "fold", self.fold, f"0 to {FOLDS - 1}")
+        drawn = self.split == "origin" and self.split_path is None
+        require(drawn or self.fold == 0, "fold", self.fold, "left out unless a split by origin is drawn")
         check_zeros(self.loss, [self.universe])
 
 
@@ -295,6 +301,7 @@ class EvaluateConfig(FlowTrainingConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.seeds > 0, "seeds", self.seeds, "above 0")
+        require(self.fold == 0, "fold", self.fold, "left out: evaluate draws another split for each of its --seeds")
         for name, known in (
             ("splits", ("origin", "unit", "block", "city", "pair")),
             ("universes", ("gt10", "positive", "full")),
@@ -356,3 +363,49 @@ class ResultsConfig:
     def model_dir(self) -> str:
         """Folder of the OD model."""
         return f"{self.output_dir}/{log_name(self.log)}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldsConfig:
+    """Join five models of stage 4 that differ in --fold alone: every flow predicted by the model that did not see its origin, scores as mean and deviation.
+
+    Args:
+        logs: Names of the models, one for each fold.
+        log: Name of what is written: <output_dir>/<log>/.
+        output_dir: Folder of the OD models.
+    """
+
+    logs: list[str]
+    log: str
+    output_dir: str = "outputs"
+
+    def __post_init__(self) -> None:
+        require(len(self.logs) > 1, "logs", " ".join(self.logs) or "(none)", "the names of two models or more")
+        require(len(set(self.logs)) == len(self.logs), "logs", " ".join(self.logs), "different names")
+        require(self.log not in self.logs, "log", self.log, "another name than those of --logs")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransferConfig:
+    """Collect the scores of models trained in one region and tested in the others as tables: a row per target, a column per source (fig. 5).
+
+    Args:
+        regions: The regions, in the order of rows and columns.
+        tags: Sensors, as in the models' names <region>_<tag>_<year>.
+        year: Year, as in the models' names.
+        output_dir: Folder of the OD models.
+        universe: Pairs that are scored.
+        score: Score that is collected: a key of metrics.json, such as cpc, rmse, mae.
+    """
+
+    regions: list[str] = field(default_factory=lambda: [f"M{number}" for number in range(1, 11)])
+    tags: list[str] = field(default_factory=lambda: ["s2", "l8"])
+    year: int = 2020
+    output_dir: str = "outputs"
+    universe: UniverseName = "gt10"
+    score: str = "cpc"
+
+    def __post_init__(self) -> None:
+        for name in ("regions", "tags"):
+            values = getattr(self, name)
+            require(bool(values) and len(set(values)) == len(values), name, " ".join(values) or "(none)", "names, each once")

@@ -15,15 +15,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from imagery2flow.run.errors import InputError, shown
+from imagery2flow.run.errors import FULL_DISK, InputError, first_sentence, shown
 from imagery2flow.run.files import sha256, write_json
 
 ROOT = Path(__file__).resolve().parents[2]
 STATUS_INPUT_ERROR = 2
+STATUS_INTERRUPTED = 128 + signal.SIGINT
 STATUS_TERMINATED = 128 + signal.SIGTERM
 VERSIONS_OF = ("imagery2flow", "torch", "torchvision", "torch-geometric", "numpy", "pandas", "geopandas", "rasterio", "lightgbm")
 
@@ -79,21 +81,32 @@ class Ledger:
 
 
 def run_stage(stage: str, config: Config, work: Callable[[Config, Ledger], Path | None]) -> int:
-    """Runs the work of a stage and returns the exit status: 0 done, 2 input error, 143 stopped by SIGTERM after saving."""
+    """Runs the work of a stage and returns the exit status: 0 done, 2 input error or full disk, 130 Ctrl-C, 143 stopped by SIGTERM after saving."""
     ledger = Ledger(stage, quiet=not is_first_process())
     started = time.perf_counter()
     try:
         run_file = work(config, ledger)
+        if run_file is not None and is_first_process():
+            write_json(run_file, provenance(config, ledger, time.perf_counter() - started))
     except InputError as error:
         print(f"{stage}: error: {error}", file=sys.stderr)
         return STATUS_INPUT_ERROR
+    except OSError as error:
+        if error.errno not in FULL_DISK:
+            raise
+        print(
+            f"{stage}: error: a disk is full ({first_sentence(error)}); make room, or name another folder, and run the same command again",
+            file=sys.stderr,
+        )
+        return STATUS_INPUT_ERROR
+    except KeyboardInterrupt:
+        ledger.say("stopped by Ctrl-C")
+        return STATUS_INTERRUPTED
     except Terminated as stopped:
         ledger.say(f"stopped by SIGTERM: {stopped}")
         return STATUS_TERMINATED
     if run_file is None:
         return 0
-    if is_first_process():
-        write_json(run_file, provenance(config, ledger, time.perf_counter() - started))
     ledger.say(ledger.summary())
     ledger.say(f"settings, versions and input hashes: {run_file}")
     return 0
@@ -150,6 +163,24 @@ def source_commit(root: Path = ROOT) -> str | None:
 def git(root: Path, *arguments: str) -> str:
     """What a git command prints; nothing where it fails."""
     return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False).stdout.strip()
+
+
+@contextmanager
+def stopping_at_sigterm(what_remains: str) -> Iterator[None]:
+    """Ends work where it stands on SIGTERM, so that temporary files are removed; for work that keeps what is finished as it goes.
+
+    Args:
+        what_remains: What has been saved, for the message.
+    """
+
+    def stop(number: int, frame: object) -> None:
+        raise Terminated(what_remains)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class TerminationFlag:

@@ -1,4 +1,4 @@
-"""``python -m imagery2flow acquire``: a region's units, flows, population and imagery from public sources into the places where the stages look."""
+"""``python -m imagery2flow acquire``: a region's units, flows, population, imagery and land cover from public sources into the places where the stages look."""
 
 from __future__ import annotations
 
@@ -7,28 +7,31 @@ from pathlib import Path
 
 import geopandas as gpd
 
-from imagery2flow.run.acquire_config import AcquireConfig
+from imagery2flow.run.acquire_config import OF_ANY_UNITS, AcquireConfig
 from imagery2flow.run.errors import InputError, shown
-from imagery2flow.run.files import check_output_folder, replacing, write_table
-from imagery2flow.run.stage import Ledger
+from imagery2flow.run.files import check_output_folder, replacing_by_gdal, write_table
+from imagery2flow.run.stage import Ledger, stopping_at_sigterm
 from imagery2flow.sources.addresses import read_addresses
-from imagery2flow.sources.composite import fetch_imagery, print_imagery_plan
+from imagery2flow.sources.composite import check_imagery, fetch_imagery, print_imagery_plan
 from imagery2flow.sources.download import Downloader, NoAnswerError, Remote
 from imagery2flow.sources.lodes import TRACT_DIGITS, fetch_flows, flow_files
 from imagery2flow.sources.places import STATES, find_counties
 from imagery2flow.sources.population import fetch_population, population_files
 from imagery2flow.sources.tiger import fetch_tracts, tract_files
+from imagery2flow.sources.worldcover import LandCoverCounter, fetch_land_cover, land_cover_files
 
 UnitReader = Callable[[str | Path, str | None, Ledger], gpd.GeoDataFrame]
 
 
-def acquire(config: AcquireConfig, ledger: Ledger, read_units: UnitReader) -> Path | None:
-    """Fetches what is not there yet and writes units.gpkg, flows_<year>.csv, population.csv and imagery; returns the path of the run file, None of a dry run.
+@stopping_at_sigterm("what has come stays, and the same command continues")
+def acquire(config: AcquireConfig, ledger: Ledger, read_units: UnitReader, count_land_cover: LandCoverCounter) -> Path | None:
+    """Fetches what is not there yet and writes units.gpkg, flows_<year>.csv, population.csv, imagery and land_cover.csv; returns the path of the run file, None of a dry run.
 
     Args:
         config: Settings.
         ledger: Takes what was fetched, written and left out.
         read_units: How units are read: ``imagery.units.read_units``, which stands above this folder.
+        count_land_cover: How classes are counted: ``imagery.land_cover.count_land_cover``, which stands there too.
 
     Raises:
         InputError: The place is unknown, or something cannot be fetched, read or written.
@@ -43,9 +46,13 @@ def acquire(config: AcquireConfig, ledger: Ledger, read_units: UnitReader) -> Pa
         )
     if units is None and "units" not in config.what:
         raise InputError(f"region {config.region} has no units.gpkg in {config.folder}; add units to --what, or give --units")
+    if "imagery" in config.what:
+        check_imagery(units, config)
     if config.dry_run:
         if set(config.what) != {"imagery"}:
             print_plan(plan(config, units, counties, addresses), downloader)
+        if "land_cover" in config.what and units is None:
+            print("land_cover.csv: follows from units.gpkg, which is not there yet")
         if "imagery" in config.what:
             print_imagery_plan(units, config, addresses, ledger)
         return None
@@ -65,6 +72,9 @@ def acquire(config: AcquireConfig, ledger: Ledger, read_units: UnitReader) -> Pa
         ledger.went_out.update({"units with population": len(population), "residents": int(population["population"].sum())})
     if "imagery" in config.what:
         fetch_imagery(units, config, addresses, ledger)
+    if "land_cover" in config.what:
+        table = fetch_land_cover(units, config, addresses, downloader, ledger, count_land_cover)
+        write_table(config.folder / "land_cover.csv", table)
     return config.folder / "acquire_run.json"
 
 
@@ -81,7 +91,7 @@ def present_units(config: AcquireConfig, counties: Sequence[str], ledger: Ledger
     if units is None:
         return None
     path = config.units if there is None else target
-    if set(config.what) != {"imagery"}:
+    if not set(config.what) <= OF_ANY_UNITS:
         check_tracts(units, f"units {path}", config)
     if there is None:
         return units
@@ -127,7 +137,7 @@ def write_units(units: gpd.GeoDataFrame, config: AcquireConfig, ledger: Ledger) 
     if target.exists():
         return
     target.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(target) as temporary:
+    with replacing_by_gdal(target) as temporary:
         units.reset_index(drop=True).to_file(temporary, driver="GPKG", layer="tracts")
 
 
@@ -142,6 +152,7 @@ def plan(
         "units.gpkg": [] if "units" not in config.what or units is not None else tract_files(counties, config, addresses),
         f"flows_{config.year}.csv": flow_files(states, config, addresses) if "flows" in config.what else [],
         "population.csv": population_files(states, config, addresses) if "population" in config.what else [],
+        "land_cover.csv": land_cover_files(units, config, addresses) if "land_cover" in config.what and units is not None else [],
     }
     return [(name, remotes) for name, remotes in files.items() if remotes]
 
@@ -156,6 +167,7 @@ def print_plan(parts: Sequence[tuple[str, list[Remote]]], downloader: Downloader
     problems, total, unknown = [], 0, 0
     for name, remotes in parts:
         print(f"{name}:")
+        absent = []
         for remote in remotes:
             state, size = "fetch", None
             if downloader.is_fetched(remote):
@@ -168,8 +180,9 @@ def print_plan(parts: Sequence[tuple[str, list[Remote]]], downloader: Downloader
                     raise  # the next file would be asked for as often and as long
                 except InputError as error:
                     state = "absent"
-                    problems.append(str(error))
+                    absent.append((remote, str(error)))
             print(f"  {state:6} {'size unknown' if size is None else f'{size / 1e6:9.1f} MB':>12}  {remote.what}  {remote.address}")
+        problems += [error for remote, error in absent if not remote.may_be_absent or len(absent) == len(remotes)]
     print(f"to fetch: {total / 1e6:.1f} MB" + (f" and {unknown} files of unknown size" if unknown else ""))
     if problems:
         raise InputError(f"{len(problems)} files cannot be had; the first: {problems[0]}")

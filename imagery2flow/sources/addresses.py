@@ -1,7 +1,7 @@
 """Every public address that data come from, in one table; ``--addresses FILE.yaml`` replaces any of them, by a mirror for example.
 
 ``{...}`` are filled in by whoever fetches. Sources: the technical documents of LODES (lehd.ces.census.gov/data) and
-TIGER/Line (census.gov/geo), the centers of population of the decennial census (whose API answers only with a key since May 2026), and the catalogues' own pages.
+TIGER/Line (census.gov/geo), the page of WorldCover's bucket (registry.opendata.aws/esa-worldcover-vito), the centers of population of the decennial census (whose API answers only with a key since May 2026), and the catalogues' own pages.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ ADDRESSES = {
     "population_2010": "https://www2.census.gov/geo/docs/reference/cenpop2010/tract/CenPop2010_Mean_TR{state_fips}.txt",
     "earth_search": "https://earth-search.aws.element84.com/v1",
     "planetary_computer": "https://planetarycomputer.microsoft.com/api/stac/v1",
+    "planetary_computer_token": "https://planetarycomputer.microsoft.com/api/sas/v1/token",
+    "worldcover": "https://esa-worldcover.s3.eu-central-1.amazonaws.com/{version}/{year}/map/ESA_WorldCover_10m_{year}_{version}_{tile}_Map.tif",
     "osrm": "https://router.project-osrm.org",
 }
 

@@ -4,12 +4,22 @@ An image that cannot be read ends the run with a sentence that names it, and ``-
 the settings, not from which servers answered. Tiles of one overpass overlap, so that a day may count twice in the median where they do.
 The size of the blocks changes nothing, but for images of another UTM zone: GDAL finds their pixels to an eighth of a pixel, from where
 the block lies.
+
+A finished block stays in a hidden folder beside the file until that is written, so that a run that broke continues. Its name is a hash of everything that
+it follows from: pixels, bands, images. So other settings or other images never meet a block that is not theirs.
 """
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
+import json
+import shutil
+import zipfile
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import geopandas as gpd
 import numpy as np
@@ -23,15 +33,60 @@ from rasterio.windows import Window
 from tqdm import tqdm
 
 from imagery2flow.run.acquire_config import TILE_PIXELS, AcquireConfig
-from imagery2flow.run.files import replacing, write_table
+from imagery2flow.run.errors import InputError
+from imagery2flow.run.files import replacing, replacing_by_gdal, write_table
 from imagery2flow.run.stage import Ledger
-from imagery2flow.sources.stac import DEGREES, LARGEST, SENSORS, cloud_cover_percent, find_items, offset_to_remove, read_item
+from imagery2flow.sources.stac import (
+    DEGREES,
+    LARGEST,
+    SENSORS,
+    asset_name,
+    check_packages,
+    cloud_cover_percent,
+    find_items,
+    offset_to_remove,
+    read_item,
+)
 
 if TYPE_CHECKING:
     from odc.geo.geobox import GeoBox
     from pystac import Item
 
 OUTLINE_ERROR_DEGREES = 0.02  # catalogues draw the outlines of images with few points
+SETTINGS_TAG = "IMAGERY2FLOW_SETTINGS"  # of the file: what its pixels follow from
+
+
+def check_imagery(units: gpd.GeoDataFrame | None, config: AcquireConfig) -> None:
+    """Refuses what cannot become the imagery that is asked for, before anything is fetched: missing packages, or other imagery in its place.
+
+    Raises:
+        InputError: A package is missing, or the file that is there was made with other settings or does not cover the units.
+    """
+    path = config.imagery_path
+    if not path.exists():
+        check_packages(config)
+        return
+    remedy = "remove that file, name another --region, or leave imagery out of --what"
+    try:
+        with rasterio.open(path) as dataset:
+            made_with, covered = dataset.tags().get(SETTINGS_TAG), shapely.box(*dataset.bounds).buffer(dataset.res[0])
+            bounds = None if units is None or dataset.crs is None else units.to_crs(dataset.crs).total_bounds
+    except rasterio.errors.RasterioError as error:
+        raise InputError(f"{path} is there and cannot be read ({error}); {remedy}") from error
+    asked = config.imagery_settings
+    if made_with is not None:
+        there = json.loads(made_with)
+        other = [name for name in asked if there.get(name) != asked[name]]
+        if other:
+            told = "; ".join(f"--{name} {text_of(there.get(name))}, where {text_of(asked[name])} is asked for" for name in other)
+            raise InputError(f"{path} is there, made with {told}; give the settings of that file, or {remedy}")
+    if bounds is not None and not covered.contains(shapely.box(*bounds)):
+        raise InputError(f"{path} is there and does not cover the units; {remedy}")
+
+
+def text_of(value: object) -> str:
+    """A setting as it is written on the command line."""
+    return " ".join(map(str, value)) or "(none)" if isinstance(value, list) else str(value)
 
 
 def fetch_imagery(units: gpd.GeoDataFrame, config: AcquireConfig, addresses: dict[str, str], ledger: Ledger) -> None:
@@ -43,22 +98,27 @@ def fetch_imagery(units: gpd.GeoDataFrame, config: AcquireConfig, addresses: dic
     path = config.imagery_path
     if path.exists():
         ledger.note(f"{path} is there: not fetched")
+        shutil.rmtree(block_folder_path(config), ignore_errors=True)  # of a process that was killed at its very end
         return
     items = find_items(place_of(units), config, addresses[config.catalogue], ledger)
     note_scale(items, config, ledger)
-    path.parent.mkdir(parents=True, exist_ok=True)
     grid = make_grid(units, config)
-    clear = write_composite(items, grid, config)
-    ledger.leave_out("images without a clear pixel of the region", [item.id for item, count in zip(items, clear, strict=True) if not count])
-    ledger.went_out["images used"] = int((clear > 0).sum())
-    table = {
-        "item": [item.id for item in items],
-        "datetime": [str(item.datetime) for item in items],
-        "cloud_cover": [cloud_cover_percent(item) for item in items],
-        "platform": [item.properties["platform"] for item in items],
-        "valid_share": [count / (grid.width * grid.height) for count in clear],
-    }
-    write_table(path.with_name(f"{path.stem}_scenes.csv"), pd.DataFrame(table))
+    with block_folder(config) as folder:
+        blocks = Blocks(items, grid, config, folder)
+        clear = blocks.make(ledger)
+        ledger.leave_out(
+            "images without a clear pixel of the region", [item.id for item, count in zip(items, clear, strict=True) if not count]
+        )
+        ledger.went_out["images used"] = int((clear > 0).sum())
+        table = {
+            "item": [item.id for item in items],
+            "datetime": [str(item.datetime) for item in items],
+            "cloud_cover": [cloud_cover_percent(item) for item in items],
+            "platform": [item.properties["platform"] for item in items],
+            "valid_share": [count / (grid.width * grid.height) for count in clear],
+        }
+        write_table(path.with_name(f"{path.stem}_scenes.csv"), pd.DataFrame(table))
+        write_imagery(blocks, config)  # last: what is there is whole
 
 
 def print_imagery_plan(units: gpd.GeoDataFrame | None, config: AcquireConfig, addresses: dict[str, str], ledger: Ledger) -> None:
@@ -110,16 +170,113 @@ def make_grid(units: gpd.GeoDataFrame, config: AcquireConfig) -> GeoBox:
     return GeoBox((top - bottom, right - left), transform, f"EPSG:{crs.to_epsg()}")
 
 
-def write_composite(items: Sequence[Item], grid: GeoBox, config: AcquireConfig) -> np.ndarray:
-    """Writes the median of all images; returns the number of clear pixels of each [num_items].
-
-    Memory is that of one block: ``block``^2 pixels x bands x 2 bytes for every image that touches it.
+@contextmanager
+def block_folder(config: AcquireConfig) -> Iterator[Path]:
+    """The folder of finished blocks, for one process at a time; removed if the work comes to its end.
 
     Raises:
-        InputError: An image cannot be read.
+        InputError: Another process is at work there.
     """
-    bands, clear = config.imagery_bands, np.zeros(len(items), dtype=np.int64)
-    profile = {
+    path, folder = config.imagery_path, block_folder_path(config)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(f"another process is making {path}; wait until it has ended, or name another --region") from error
+        for half in path.parent.glob(f".{path.name}.*{path.suffix}"):  # of a killed process; see replacing
+            half.unlink()
+        is_done = False
+        try:
+            yield folder
+            is_done = True
+        finally:
+            if is_done or not any(folder.glob("*.npz")):
+                shutil.rmtree(folder)
+
+
+def block_folder_path(config: AcquireConfig) -> Path:
+    """Where finished blocks are kept."""
+    return config.imagery_path.with_name(f".{config.imagery_path.stem}_blocks")
+
+
+class Blocks:
+    """The parts of a composite, each made once and kept in a file.
+
+    Args:
+        items: Images.
+        grid: Pixels of the composite.
+        config: Settings.
+        folder: Where finished blocks are kept.
+    """
+
+    def __init__(self, items: Sequence[Item], grid: GeoBox, config: AcquireConfig, folder: Path) -> None:
+        self.items, self.grid, self.config, self.folder = items, grid, config, folder
+        self.windows = list(blocks_of(grid, config.block))
+
+    def make(self, ledger: Ledger) -> np.ndarray:
+        """Makes the blocks that are not there; returns the number of clear pixels of each image [num_items].
+
+        Memory is that of one block: ``block``^2 pixels x bands x 2 bytes for every image that touches it.
+
+        Raises:
+            InputError: An image cannot be read.
+        """
+        clear, num_kept = np.zeros(len(self.items), dtype=np.int64), 0
+        for rows, columns in tqdm(self.windows, desc="blocks", disable=None):
+            part = self.grid[rows, columns]
+            touching, path = self.locate(part)
+            counts = read_counts(path)
+            if counts is None:
+                values, counts = composite([self.items[number] for number in touching], part, self.config)
+                with replacing(path) as temporary:
+                    np.savez_compressed(temporary, values=values, counts=counts)
+            else:
+                num_kept += 1
+            clear[touching] += counts
+        if num_kept:
+            ledger.note(f"{num_kept:,} of {len(self.windows):,} blocks were there from a call that did not come to its end")
+        return clear
+
+    def locate(self, part: GeoBox) -> tuple[list[int], Path]:
+        """Positions of the images that touch a part of the grid, and the file that its block is kept in."""
+        touching = [number for number, item in enumerate(self.items) if touches(item, part)]
+        sensor, bands = SENSORS[self.config.sensor], self.config.imagery_bands
+        images = [
+            [item.id, offset_to_remove(item)]
+            + [item.assets[str(asset_name(item, sensor, band))].href.partition("?")[0] for band in (*bands, "mask")]  # without signatures
+            for item in (self.items[number] for number in touching)
+        ]
+        content = [self.config.sensor, bands, str(part.crs), list(part.affine), list(part.shape), images]
+        return touching, self.folder / f"{hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]}.npz"
+
+    def read(self, rows: slice, columns: slice) -> np.ndarray:
+        """Values of a finished block [num_bands, height, width]."""
+        with np.load(self.locate(self.grid[rows, columns])[1], allow_pickle=False) as content:
+            return content["values"]
+
+
+def read_counts(path: Path) -> np.ndarray | None:
+    """The numbers of clear pixels that a finished block holds [num_touching]; None where there is none, or a damaged one."""
+    if not path.exists():
+        return None
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        with np.load(path, allow_pickle=False) as content:
+            return None if damaged else content["counts"]
+    except Exception:  # a damaged archive raises a dozen classes, depending on which byte is wrong
+        return None
+
+
+def write_imagery(blocks: Blocks, config: AcquireConfig) -> None:
+    """Writes all blocks as one GeoTIFF with overviews.
+
+    Raises:
+        InputError: It cannot be written.
+    """
+    grid, bands = blocks.grid, config.imagery_bands
+    profile: dict[str, Any] = {
         "driver": "GTiff",
         "width": grid.width,
         "height": grid.height,
@@ -136,19 +293,28 @@ def write_composite(items: Sequence[Item], grid: GeoBox, config: AcquireConfig) 
         "photometric": "minisblack",  # the fourth band is no alpha
         "bigtiff": "if_safer",
     }
-    with replacing(config.imagery_path) as temporary:
+    with replacing_by_gdal(config.imagery_path) as temporary:
         with rasterio.open(temporary, "w", **profile) as dataset:
             dataset.descriptions = bands
-            for rows, columns in tqdm(list(blocks_of(grid, config.block)), desc="blocks", disable=None):
-                part = grid[rows, columns]
-                touching = [number for number, item in enumerate(items) if touches(item, part)]
-                values, counts = composite([items[number] for number in touching], part, config)
-                clear[touching] += counts
-                dataset.write(values, window=Window.from_slices(rows, columns))
+            dataset.update_tags(**{SETTINGS_TAG: json.dumps(config.imagery_settings)})
+            for rows, columns in blocks.windows:
+                dataset.write(blocks.read(rows, columns), window=Window.from_slices(rows, columns))
         with rasterio.open(temporary, "r+") as dataset:
             factors = [2**level for level in range(1, 8) if max(dataset.shape) > TILE_PIXELS * 2 ** (level - 1)]
             dataset.build_overviews(factors, Resampling.average)
-    return clear
+        check_pixels(blocks, temporary)
+
+
+def check_pixels(blocks: Blocks, path: Path) -> None:
+    """Reads everything again: on a full disk GDAL may say nothing when it closes a file.
+
+    Raises:
+        OSError: The file holds something else than was written.
+    """
+    with rasterio.open(path) as dataset:
+        for rows, columns in blocks.windows:
+            if not np.array_equal(dataset.read(window=Window.from_slices(rows, columns)), blocks.read(rows, columns)):
+                raise OSError("it does not hold what was written")
 
 
 def blocks_of(grid: GeoBox, side: int) -> Iterator[tuple[slice, slice]]:

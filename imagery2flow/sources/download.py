@@ -2,45 +2,38 @@
 
 A file lies in the cache under its name, beside it ``<name>.json`` with its address, size and sha256; it is used again if its content still has that hash.
 Half a file stays as ``<name>.part`` and is continued, if the server still has the same (``If-Range``). What may pass (a busy or silent server, a broken connection)
-is tried again with growing pauses; what will not (an address that does not exist, a wrong checksum, a full disk) ends in one sentence.
+is tried again with growing pauses (``sources.http``); what will not (an address that does not exist, a wrong checksum, a full disk) ends in one sentence.
 """
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import gzip
 import hashlib
 import json
 import re
-import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
-from imagery2flow.run.errors import InputError, first_sentence
+from imagery2flow.run.errors import FULL_DISK, InputError, first_sentence
 from imagery2flow.run.files import check_output_folder, sha256, write_json
 from imagery2flow.run.stage import Ledger
+from imagery2flow.sources.http import ATTEMPTS, AddressError, Answer, NoAnswerError, PassingError, ask, blocks_of, keep_trying, open_session
 
 if TYPE_CHECKING:
     import requests
 
-ATTEMPTS = 6
-FIRST_PAUSE_S = 1.0
-CONNECT_TIMEOUT_S, SILENCE_TIMEOUT_S = 10.0, 60.0
-BLOCK_BYTES = 1 << 20
-PASSING_STATUS = {408, 425, 429, 500, 502, 503, 504}
 STATUS_PARTIAL, STATUS_RANGE_REFUSED = 206, 416
 STATUS_NO_HEAD = {405, 501}
-FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-
-Answer = TypeVar("Answer")
+ABSENT_STATUS = {404, 410}
+WEB_PAGE = re.compile(rb"(\xef\xbb\xbf)?\s*<(!doctype html|html)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -53,6 +46,7 @@ class Remote:
         sha256: What its content must hash to; None where nobody publishes it.
         is_hash_unpacked: The published hash is of what the file (gzip) unpacks to.
         name: Name in the cache; default the last part of the address.
+        may_be_absent: Nothing is wrong where the server has no such file.
     """
 
     what: str
@@ -60,6 +54,7 @@ class Remote:
     sha256: str | None = None
     is_hash_unpacked: bool = False
     name: str | None = None
+    may_be_absent: bool = False
 
     @property
     def file_name(self) -> str:
@@ -73,12 +68,8 @@ class Remote:
         return re.sub(r"([?&](?:key|sig|token)=)[^&]+", r"\1...", self.url)
 
 
-class PassingError(Exception):
-    """Something went wrong that may not go wrong again."""
-
-
-class NoAnswerError(InputError):
-    """A server kept failing; others may answer, and this one later."""
+class AbsentError(InputError):
+    """A server answered that it has no such file."""
 
 
 class Downloader:
@@ -90,12 +81,7 @@ class Downloader:
     """
 
     def __init__(self, cache: Path, ledger: Ledger) -> None:
-        try:
-            import requests
-        except ImportError as error:
-            raise InputError('acquiring data needs the package requests; install it with: pip install "imagery2flow[acquire]"') from error
-        self.cache, self.ledger, self.session = cache, ledger, requests.Session()
-        self.session.headers["Accept-Encoding"] = "identity"  # sizes are those of the files
+        self.cache, self.ledger, self.session = cache, ledger, open_session("acquiring data", "acquire")
 
     def path_of(self, remote: Remote) -> Path:
         """Where the file lies once it is fetched."""
@@ -172,10 +158,16 @@ class Downloader:
         """Takes a whole file into the cache, if it is what it should be.
 
         Raises:
-            InputError: Its hash is not the published one; the file is removed.
+            InputError: It is a web page, or its hash is not the published one; the file is removed.
         """
         path, part = self.path_of(remote), self.part_of(remote)
         self.edition_of(remote).unlink(missing_ok=True)
+        if is_web_page(part):
+            part.unlink()
+            raise InputError(
+                f"{remote.what} from {remote.address} came as a web page, as networks answer that want a login first; open the address in a browser, "
+                "then run the same command again, or name another address with --addresses"
+            )
         if remote.sha256 is not None:
             found = sha256_unpacked(part) if remote.is_hash_unpacked else sha256(part)
             if found != remote.sha256:
@@ -211,12 +203,12 @@ class Downloader:
         if begun:
             headers = {"Range": f"bytes={begun}-", "If-Range": edition.read_text(encoding="utf-8")}
         with self.request("GET", remote, headers) as response:
-            continues = response.headers.get("Content-Range", "").startswith(f"bytes {begun}-")
-            if response.status_code == STATUS_RANGE_REFUSED or (response.status_code == STATUS_PARTIAL and not continues):
+            is_partial = response.status_code == STATUS_PARTIAL
+            if response.status_code == STATUS_RANGE_REFUSED or (is_partial and not self.continues(remote, response, begun)):
                 part.unlink(missing_ok=True)
                 raise PassingError("the server no longer has the rest of the file")
             try:
-                if response.status_code != STATUS_PARTIAL:
+                if not is_partial:
                     begun = 0
                     part.unlink(missing_ok=True)  # before the edition is named: it is not half of this one
                     self.note_edition(remote, response)
@@ -224,10 +216,16 @@ class Downloader:
             except OSError as error:
                 raise self.explain_write(remote, error) from error
 
+    def continues(self, remote: Remote, response: requests.Response, begun: int) -> bool:
+        """Whether a part of a file begins where ours ends, and is of the same edition: some servers do not heed ``If-Range``."""
+        edition = validator_of(response)
+        is_same = begun > 0 and (edition is None or edition == self.edition_of(remote).read_text(encoding="utf-8"))
+        return is_same and response.headers.get("Content-Range", "").startswith(f"bytes {begun}-")
+
     def note_edition(self, remote: Remote, response: requests.Response) -> None:
         """Keeps what the server calls the content, if it promises that equal names mean equal bytes."""
-        validator = response.headers.get("ETag") or response.headers.get("Last-Modified")
-        if validator and not validator.startswith("W/"):
+        validator = validator_of(response)
+        if validator:
             self.edition_of(remote).write_text(validator, encoding="utf-8")
         else:
             self.edition_of(remote).unlink(missing_ok=True)
@@ -247,25 +245,16 @@ class Downloader:
             PassingError: No answer, or one that may change.
             InputError: An answer that will not change.
         """
-        import requests
-
         try:
-            response = self.session.request(
-                method, remote.url, headers=headers, stream=True, allow_redirects=True, timeout=(CONNECT_TIMEOUT_S, SILENCE_TIMEOUT_S)
-            )
-        except (requests.exceptions.MissingSchema, requests.exceptions.InvalidSchema, requests.exceptions.InvalidURL) as error:
-            raise InputError(
-                f"{remote.what} has the address {remote.address}, which is none ({first_sentence(error)}); mend --addresses"
-            ) from error
-        except requests.RequestException as error:
-            raise PassingError(reason(error)) from error
+            response = ask(self.session, method, remote.url, headers=headers, allow_redirects=True)
+        except AddressError as error:
+            raise InputError(f"{remote.what} has the address {remote.address}, which is none ({error}); mend --addresses") from error
         status = response.status_code
         if status < 400 or status == STATUS_RANGE_REFUSED or (method == "HEAD" and status in STATUS_NO_HEAD):
             return response
         response.close()
-        if status in PASSING_STATUS:
-            raise PassingError(f"status {status}")
-        raise InputError(
+        kind = AbsentError if status in ABSENT_STATUS else InputError
+        raise kind(
             f"{remote.what} is not at {remote.address} (status {status}); check year and place, or name another address with --addresses"
         )
 
@@ -283,19 +272,16 @@ class Downloader:
             ) from error
 
 
-def keep_trying(work: Callable[[], Answer], what: str, ledger: Ledger) -> Answer:
-    """Tries again, with growing pauses, while what goes wrong may pass.
+def validator_of(response: requests.Response) -> str | None:
+    """What the server calls the content, if it promises that equal names mean equal bytes."""
+    validator: str | None = response.headers.get("ETag") or response.headers.get("Last-Modified")
+    return None if validator is None or validator.startswith("W/") else validator
 
-    Raises:
-        PassingError: It went wrong every time.
-    """
-    for attempt in range(1, ATTEMPTS):
-        try:
-            return work()
-        except PassingError as error:
-            ledger.note(f"{what}: {error}; tries again ({attempt + 1} of {ATTEMPTS})")
-        time.sleep(FIRST_PAUSE_S * 2 ** (attempt - 1))
-    return work()
+
+def is_web_page(path: Path) -> bool:
+    """Whether a file begins as HTML, which no data of ours are."""
+    with path.open("rb") as stream:
+        return WEB_PAGE.match(stream.read(200)) is not None
 
 
 def sha256_unpacked(path: Path) -> str:
@@ -314,8 +300,8 @@ def write_body(remote: Remote, response: requests.Response, part: Path, begun: i
         PassingError: The connection broke, or the body was shorter than stated.
         OSError: The disk takes no more.
     """
-    length = response.headers.get("Content-Length")
-    total = begun + int(length) if length else None
+    length, stated = response.headers.get("Content-Length"), response.headers.get("Content-Range", "").rpartition("/")[2]
+    total = int(stated) if stated.isdecimal() else begun + int(length) if length else None
     with (
         part.open("ab" if begun else "wb") as stream,
         tqdm(desc=remote.what, total=total, initial=begun, unit="B", unit_scale=True, disable=None) as bar,
@@ -325,24 +311,3 @@ def write_body(remote: Remote, response: requests.Response, part: Path, begun: i
             bar.update(len(block))
     if total is not None and part.stat().st_size != total:
         raise PassingError(f"{part.stat().st_size:,} of {total:,} bytes came")
-
-
-def blocks_of(response: requests.Response) -> Iterator[bytes]:
-    """The body as it is sent: a file that ends in .gz stays packed, whatever the server calls it.
-
-    Raises:
-        PassingError: The connection broke or fell silent.
-    """
-    from urllib3.exceptions import HTTPError
-
-    try:
-        yield from response.raw.stream(BLOCK_BYTES, decode_content=False)
-    except HTTPError as error:
-        raise PassingError(reason(error)) from error
-
-
-def reason(error: Exception) -> str:
-    """What went wrong on the way, without the objects that libraries print: the innermost message."""
-    while isinstance(error.__context__, Exception):
-        error = error.__context__
-    return first_sentence(error)

@@ -90,6 +90,8 @@ def checked_files(state: str, config: AcquireConfig, addresses: dict[str, str], 
     except InputError as error:
         ledger.note(f"no checksums, the files are only checked for their size: {error}")
         return files
+    if not any(remote.sha256 for remote in known):
+        downloader.forget(listing)  # no list, or one of other files: it is asked for again
     for remote in known:
         if remote.sha256 is None:
             ledger.note(f"{listing.what} do not list {remote.what}, which is only checked for its size")
@@ -120,6 +122,8 @@ def read_blocks(path: Path, remote: Remote) -> Iterator[tuple[np.ndarray, np.nda
         with csv.open_csv(path, read_options=csv.ReadOptions(block_size=READ_BYTES), convert_options=convert) as reader:
             for batch in reader:
                 home_block, work_block, jobs = (batch.column(name).to_numpy() for name in COLUMNS)
+                if (jobs < 0).any():
+                    raise ValueError(f"{jobs.min()} jobs")
                 yield home_block, work_block, jobs
     except (pyarrow.ArrowException, OSError, KeyError, ValueError) as error:
         raise InputError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,19 +10,10 @@ import numpy as np
 
 from imagery2flow.run.errors import InputError, first_sentence
 from imagery2flow.run.stage import Ledger
-from imagery2flow.sources.download import (
-    ATTEMPTS,
-    CONNECT_TIMEOUT_S,
-    PASSING_STATUS,
-    SILENCE_TIMEOUT_S,
-    NoAnswerError,
-    PassingError,
-    keep_trying,
-    reason,
-)
+from imagery2flow.sources.http import ATTEMPTS, AddressError, NoAnswerError, PassingError, ask, keep_trying, open_session, read_body
 
 PLACES_PER_REQUEST = 100  # what a server accepts unless it was started with another --max-table-size
-STATUS_BAD_REQUEST = 400  # with which OSRM explains in JSON what it cannot do
+STATUS_OK, STATUS_BAD_REQUEST = 200, 400  # with which OSRM explains in JSON what it cannot do
 PROFILE = "driving"
 
 
@@ -79,11 +71,7 @@ class OsrmServer:
     """
 
     def __init__(self, url: str, ledger: Ledger) -> None:
-        try:
-            import requests
-        except ImportError as error:
-            raise InputError('asking OSRM needs the package requests; install it with: pip install "imagery2flow[roads]"') from error
-        self.url, self.ledger, self.session = url.rstrip("/"), ledger, requests.Session()
+        self.url, self.ledger, self.session = url.rstrip("/"), ledger, open_session("asking OSRM", "roads")
 
     def table(
         self, longitude: np.ndarray, latitude: np.ndarray, sources: np.ndarray, targets: np.ndarray
@@ -133,19 +121,15 @@ class OsrmServer:
             PassingError: No answer, or one that may change.
             InputError: It is no OSRM server.
         """
-        import requests
-
         try:
-            response = self.session.get(address, timeout=(CONNECT_TIMEOUT_S, SILENCE_TIMEOUT_S))
-        except requests.RequestException as error:
-            raise PassingError(reason(error)) from error
+            response = ask(self.session, "GET", address)
+        except AddressError as error:
+            raise InputError(f"{self.url} is no address of a server ({error}); mend --osrm_url") from error
         status = response.status_code
-        if status in PASSING_STATUS:
-            raise PassingError(f"status {status}")
         try:
-            answer = response.json()
+            answer = json.loads(read_body(response))
         except ValueError as error:
             raise InputError(f"{self.url} is no OSRM server (status {status}, {first_sentence(error)}); mend --osrm_url") from error
-        if not isinstance(answer, dict) or status not in (requests.codes.ok, STATUS_BAD_REQUEST):
+        if not isinstance(answer, dict) or status not in (STATUS_OK, STATUS_BAD_REQUEST):
             raise InputError(f"{self.url} is no OSRM server (status {status}); mend --osrm_url")
         return answer

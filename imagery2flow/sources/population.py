@@ -57,7 +57,9 @@ def read_population(path: Path, remote: Remote) -> dict[str, int]:
         InputError: The table has other columns, or values that are no numbers.
     """
     try:
-        rows = csv.DictReader(path.read_text(encoding="utf-8-sig").splitlines())
+        rows = list(csv.DictReader(path.read_text(encoding="utf-8-sig").splitlines()))
+        if any(None in row.values() for row in rows):
+            raise ValueError("a row is cut short")
         residents = {"".join(row[name].zfill(digits) for name, digits in DIGITS.items()): int(row["POPULATION"]) for row in rows}
         if not residents:
             raise ValueError("no row")

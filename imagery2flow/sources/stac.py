@@ -32,11 +32,13 @@ from rasterio.warp import transform_bounds
 from imagery2flow.run.acquire_config import AcquireConfig
 from imagery2flow.run.errors import InputError, first_sentence
 from imagery2flow.run.stage import Ledger
-from imagery2flow.sources.download import ATTEMPTS, CONNECT_TIMEOUT_S, PASSING_STATUS, SILENCE_TIMEOUT_S, reason
+from imagery2flow.sources import http
+from imagery2flow.sources.addresses import read_addresses
 
 if TYPE_CHECKING:
     from odc.geo.geobox import GeoBox
     from pystac import Item
+    from pystac_client.stac_api_io import StacApiIO
 
 DEGREES = "EPSG:4326"
 RETRY_PAUSE_S = 1.0
@@ -46,6 +48,7 @@ BASELINE_OF_OFFSET, SENTINEL2_OFFSET = 4.0, -1000
 LANDSAT_SCALE, LANDSAT_OFFSET = 0.275, -2000  # those of the product, x 10,000
 LARGEST = np.iinfo(np.uint16).max
 FINAL_ANSWER = re.compile(r"HTTP response code: 4(?!08|25|29)\d\d")  # GDAL's words for what trying again does not change
+MOST_IMAGES = 10_000  # of one search; a season of a large metropolitan area has some hundreds
 READERS = 4  # threads: the bands of an image come side by side
 
 
@@ -104,10 +107,10 @@ def gdal_over_http() -> dict[str, Any]:
     """
     return {
         "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
-        "GDAL_HTTP_MAX_RETRY": ATTEMPTS - 1,
+        "GDAL_HTTP_MAX_RETRY": http.ATTEMPTS - 1,
         "GDAL_HTTP_RETRY_DELAY": RETRY_PAUSE_S,
-        "GDAL_HTTP_CONNECTTIMEOUT": CONNECT_TIMEOUT_S,
-        "GDAL_HTTP_TIMEOUT": SILENCE_TIMEOUT_S,
+        "GDAL_HTTP_CONNECTTIMEOUT": http.CONNECT_TIMEOUT_S,
+        "GDAL_HTTP_TIMEOUT": http.SILENCE_TIMEOUT_S,
         "GDAL_HTTP_MERGE_CONSECUTIVE_RANGES": True,
         "VSI_CACHE": True,
     }
@@ -126,7 +129,7 @@ def find_items(footprint: shapely.Geometry, config: AcquireConfig, address: str,
         InputError: The catalogue does not answer, a package is missing, or no image is left.
     """
     check_packages(config)
-    found = {item.id: item for item in search(footprint, config, address)}
+    found = {item.id: item for item in search(footprint, config, address, ledger)}
     ledger.take_in("images found", len(found))
     chosen, left_out = [], 0
     for item in sorted(found.values(), key=lambda item: (str(item.datetime), item.id)):
@@ -139,7 +142,7 @@ def find_items(footprint: shapely.Geometry, config: AcquireConfig, address: str,
     if not chosen:
         raise InputError(
             f"{config.catalogue} has no image of --sensor {config.sensor} over region {config.region} in {config.season} of {config.year} that may be used "
-            f"({left_out} found and left out, --max_cloud {config.max_cloud:g}); widen --season or --max_cloud, or name another --year or --sensor"
+            f"({left_out} found and left out, --max_cloud {config.max_cloud:g}); widen --season or --max_cloud, name another --year or --sensor, or leave imagery out of --what"
         )
     return chosen
 
@@ -155,7 +158,8 @@ def check_packages(config: AcquireConfig) -> None:
         import pystac_client  # noqa: F401
     except ImportError as error:
         raise InputError(
-            'acquiring imagery needs the packages pystac-client and odc-stac; install them with: pip install "imagery2flow[acquire]"'
+            'acquiring imagery needs the packages pystac-client and odc-stac; install them with: pip install "imagery2flow[acquire]", '
+            "or leave imagery out of --what"
         ) from error
     signer(config)
 
@@ -172,37 +176,78 @@ def signer(config: AcquireConfig) -> Callable[[str], str] | None:
         import planetary_computer
     except ImportError as error:
         raise InputError(
-            "--catalogue planetary_computer needs the package planetary-computer; install it with: pip install planetary-computer"
+            '--catalogue planetary_computer needs the package planetary-computer; install it with: pip install "imagery2flow[acquire]"'
         ) from error
-    return planetary_computer.sign
+    # The one setting of the package that is an address.
+    planetary_computer.settings.Settings.get().sas_url = read_addresses(config.addresses)["planetary_computer_token"]
+
+    def sign(address: str) -> str:
+        try:
+            return planetary_computer.sign(address)
+        except ValueError as error:  # an answer that is no token; what the network does are errors of the system's already
+            raise OSError(f"its address cannot be signed: {first_sentence(error)}") from error
+
+    return sign
 
 
-def search(footprint: shapely.Geometry, config: AcquireConfig, address: str) -> list[Item]:
+def search(footprint: shapely.Geometry, config: AcquireConfig, address: str, ledger: Ledger) -> list[Item]:
     """Everything that the catalogue has of the collection, the place's bounds and the season: what is left out is seen.
 
     Raises:
-        InputError: The catalogue does not answer, or with something else.
+        InputError: The catalogue does not answer, or with something else, or without end.
     """
     import pystac_client
-    from pystac_client.stac_api_io import StacApiIO
-    from urllib3 import Retry
 
     assert config.season_days is not None
-    retry = Retry(total=ATTEMPTS - 1, backoff_factor=RETRY_PAUSE_S, status_forcelist=PASSING_STATUS, allowed_methods=None)
     try:
-        client = pystac_client.Client.open(address, stac_io=StacApiIO(max_retries=retry, timeout=(CONNECT_TIMEOUT_S, SILENCE_TIMEOUT_S)))
+        client = pystac_client.Client.open(address, stac_io=stac_reader(config, ledger))
         found = client.search(
             method="GET",
             collections=[SENSORS[config.sensor].collection],
             bbox=list(footprint.bounds),
             datetime="/".join(f"{day}T{time}Z" for day, time in zip(config.season_days, ("00:00:00", "23:59:59"), strict=True)),
             limit=100,
+            max_items=MOST_IMAGES,
         )
-        return list(found.items())
+        items = list(found.items())
     except Exception as error:  # a catalogue that is none raises a dozen classes, depending on what it answers
         raise InputError(
-            f"--catalogue {config.catalogue} at {address} cannot be searched ({reason(error)}); try again later, or name a mirror with --addresses"
+            f"--catalogue {config.catalogue} at {address} cannot be searched ({http.reason(error)}); try again later, or name a mirror with --addresses"
         ) from error
+    if len(items) == MOST_IMAGES:
+        raise InputError(
+            f"--catalogue {config.catalogue} at {address} names {MOST_IMAGES:,} images or more; give a shorter --season or a smaller region"
+        )
+    return items
+
+
+def stac_reader(config: AcquireConfig, ledger: Ledger) -> StacApiIO:
+    """What pystac_client reads a catalogue's answers with: as patient with a server as everything else here."""
+    from pystac_client.stac_api_io import StacApiIO
+
+    class PatientReader(StacApiIO):
+        """Reads as ``sources.http`` does."""
+
+        def request(
+            self, href: str, method: str | None = None, headers: dict[str, str] | None = None, parameters: dict[str, Any] | None = None
+        ) -> str:
+            """Text of one answer."""
+            method = (method or "GET").upper()
+            body = {"params" if method == "GET" else "json": parameters}
+
+            def once() -> str:
+                response = http.ask(session, method, href, headers=headers, **body)
+                text = http.read_body(response).decode("utf-8")
+                if response.status_code != requests.codes.ok:
+                    raise ValueError(f"status {response.status_code}")
+                return text
+
+            return http.keep_trying(once, f"the catalogue {config.catalogue}", ledger)
+
+    import requests
+
+    session = http.open_session("acquiring imagery", "acquire")
+    return PatientReader()
 
 
 def why_not(item: Item, footprint: shapely.Geometry, config: AcquireConfig) -> str | None:
@@ -252,12 +297,12 @@ def read_item(item: Item, grid: GeoBox, config: AcquireConfig) -> tuple[np.ndarr
     sensor = SENSORS[config.sensor]
     names = [str(asset_name(item, sensor, band)) for band in (*config.imagery_bands, "mask")]
     options = gdal_over_http()
-    for attempt in range(ATTEMPTS):
+    for attempt in range(http.ATTEMPTS):
         try:
             numbers = load(item, names, grid, options, config)  # [num_bands + 1, height, width]
             break
         except (rasterio.errors.RasterioError, OSError) as error:
-            if attempt == ATTEMPTS - 1 or FINAL_ANSWER.search(f"{error} {error.__cause__}"):
+            if attempt == http.ATTEMPTS - 1 or FINAL_ANSWER.search(f"{error} {error.__cause__}"):
                 raise InputError(unreadable(item, config, error)) from error
             time.sleep(RETRY_PAUSE_S * 2**attempt)
             options["CPL_VSIL_CURL_NON_CACHED"] = "/vsicurl/"  # GDAL keeps half an answer for a whole one

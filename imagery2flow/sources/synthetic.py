@@ -9,7 +9,8 @@ a unit with itself half the radius of a circle of its area. Each pixel has a lan
 a density of building; both decide the resident and job density, the reflectance in three bands and the texture. So everything in the
 law can be seen from above, and ``law.csv`` holds the mean of every pair; what the flows deviate from it is chance.
 
-Writes ``<output_dir>/<region>/``: scene.tif (30 m, red, nir, swir1, reflectance x 10000), units.gpkg, flows.csv, population.csv, law.csv.
+Writes ``<output_dir>/<region>/``: scene.tif (30 m, red, nir, swir1, reflectance x 10000), land_use.tif (classes by the paper's numbers), units.gpkg,
+flows.csv, population.csv, law.csv.
 """
 
 from __future__ import annotations
@@ -43,9 +44,10 @@ LOT_SPREAD = (0.5, 1.5)  # buildings cover this times the density of a lot
 
 @dataclass(frozen=True)
 class LandUse:
-    """A land use: reflectance (x 10000) of its ground and of its buildings, building size in pixels, and people per km2 where fully built."""
+    """A land use: its class, reflectance (x 10000) of its ground and of its buildings, building size in pixels, and people per km2 where fully built."""
 
     name: str
+    code: int  # of the paper's land use (fig. 4c): 2 commercial, 3 industrial, 4 recreational, 5 and 6 residential; 0, nodata, for water, which it lacks
     ground: tuple[int, int, int]
     building: tuple[int, int, int]
     building_px: int
@@ -54,12 +56,12 @@ class LandUse:
 
 
 WATER, PARK, HOUSES, FLATS, INDUSTRY, OFFICES = LAND_USES = (
-    LandUse("water", (300, 150, 80), (300, 150, 80), 1, 0, 0),
-    LandUse("park", (500, 3600, 1700), (700, 3000, 1800), 3, 0, 60),
-    LandUse("houses", (700, 3000, 1900), (2500, 2300, 2000), 1, 6500, 400),
-    LandUse("flats", (900, 2100, 1700), (1900, 1700, 3300), 2, 26000, 2500),
-    LandUse("industry", (1500, 1700, 2300), (3600, 3300, 3400), 6, 200, 9000),
-    LandUse("offices", (1000, 1100, 1500), (1300, 2300, 1100), 4, 2500, 45000),
+    LandUse("water", 0, (300, 150, 80), (300, 150, 80), 1, 0, 0),
+    LandUse("park", 4, (500, 3600, 1700), (700, 3000, 1800), 3, 0, 60),
+    LandUse("houses", 6, (700, 3000, 1900), (2500, 2300, 2000), 1, 6500, 400),
+    LandUse("flats", 5, (900, 2100, 1700), (1900, 1700, 3300), 2, 26000, 2500),
+    LandUse("industry", 3, (1500, 1700, 2300), (3600, 3300, 3400), 6, 200, 9000),
+    LandUse("offices", 2, (1000, 1100, 1500), (1300, 2300, 1100), 4, 2500, 45000),
 )
 
 
@@ -86,7 +88,9 @@ def generate_metro(config: SyntheticConfig, ledger: Ledger) -> Path:
     transform = from_origin(400_000.0, 4_500_000.0, GSD_M, GSD_M)
     crs = f"EPSG:{32600 + config.utm_zone}"
     land = make_landscape(config.size_px, random)
-    write_scene(folder / "scene.tif", draw_scene(land, random), transform, crs)
+    write_raster(folder / "scene.tif", draw_scene(land, random), BANDS, transform, crs)
+    classes = np.array([kind.code for kind in LAND_USES], dtype=np.uint8)[land.land_use]
+    write_raster(folder / "land_use.tif", classes[None], ("land_use",), transform, crs)
     units = make_units(config, land, transform, crs, random)
     residents, jobs = people_per_unit(units, land, transform)
     law = flow_law(units, residents, jobs)
@@ -99,7 +103,7 @@ def generate_metro(config: SyntheticConfig, ledger: Ledger) -> Path:
     population = pd.DataFrame({"geocode": units.index, "population": residents.round().astype(int)})
     write_table(folder / "population.csv", population)
     ledger.went_out.update({"units": len(units), "flows": len(flows), "flows above 10": int((flows["count"] > 10).sum())})
-    ledger.note(f"scene.tif, units.gpkg, flows.csv, population.csv and law.csv are in {folder}")
+    ledger.note(f"scene.tif, land_use.tif, units.gpkg, flows.csv, population.csv and law.csv are in {folder}")
     return folder / "synthetic_run.json"
 
 
@@ -146,14 +150,22 @@ def draw_scene(land: Landscape, random: np.random.Generator) -> np.ndarray:
     return np.clip(np.rint(image), 1, 10_000).astype(np.uint16).transpose(2, 0, 1)
 
 
-def write_scene(path: Path, image: np.ndarray, transform: Affine, crs: str) -> None:
-    """Writes a tiled GeoTIFF of named bands [3, size, size]."""
+def write_raster(path: Path, image: np.ndarray, names: tuple[str, ...], transform: Affine, crs: str) -> None:
+    """Writes a tiled GeoTIFF of named bands [num_bands, size, size]."""
     bands, height, width = image.shape
-    profile = {"driver": "GTiff", "count": bands, "height": height, "width": width, "dtype": "uint16", "crs": crs, "transform": transform}
+    profile = {
+        "driver": "GTiff",
+        "count": bands,
+        "height": height,
+        "width": width,
+        "dtype": image.dtype,
+        "crs": crs,
+        "transform": transform,
+    }
     profile |= {"nodata": 0, "tiled": True, "blockxsize": 256, "blockysize": 256, "compress": "deflate"}
     with replacing(path) as temporary, rasterio.open(temporary, "w", **profile) as scene:
         scene.write(image)
-        scene.descriptions = BANDS
+        scene.descriptions = names
 
 
 def make_units(config: SyntheticConfig, land: Landscape, transform: Affine, crs: str, random: np.random.Generator) -> gpd.GeoDataFrame:

@@ -14,6 +14,8 @@ from imagery2flow.run.errors import InputError, first_sentence, shown
 from imagery2flow.run.stage import Ledger
 from imagery2flow.sources.download import Downloader, Remote
 
+LARGEST_UNPACKED_BYTES = 1 << 30  # of what an archive says that it holds; the largest state's tracts are a tenth of it
+
 
 def tract_files(counties: Sequence[str], config: AcquireConfig, addresses: dict[str, str]) -> list[Remote]:
     """The archives of the states that the counties lie in."""
@@ -60,13 +62,16 @@ def read_tracts(path: Path, remote: Remote, config: AcquireConfig) -> gpd.GeoDat
     """Tracts of one archive: ``config.id_column``, land_m2, geometry.
 
     Raises:
-        InputError: The archive is damaged, holds not one shapefile, or one of other columns.
+        InputError: The archive is damaged, unpacks to far more than tracts have, holds not one shapefile, or one of other columns.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             shapefiles = [name for name in archive.namelist() if name.endswith(".shp")]
+            unpacked_bytes = sum(entry.file_size for entry in archive.infolist())
         if len(shapefiles) != 1:
             raise ValueError(f"it holds {len(shapefiles)} shapefiles")
+        if unpacked_bytes > LARGEST_UNPACKED_BYTES:
+            raise ValueError(f"it unpacks to {unpacked_bytes:,} bytes")
         # GDAL reads inside the archive: nothing is written, whatever paths the archive names.
         table = gpd.read_file(f"/vsizip/{{{path.absolute()}}}/{shapefiles[0]}")
     except Exception as error:  # zipfile, pyogrio and GDAL raise a dozen classes, depending on which byte is wrong

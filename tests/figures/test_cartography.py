@@ -4,7 +4,7 @@ import pytest
 import shapely
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from imagery2flow.figures.cartography import map_panels, round_below
+from imagery2flow.figures.cartography import map_panels, round_below, title_panel
 from imagery2flow.run.earth import EARTH_RADIUS_M
 
 WIDE = gpd.GeoSeries([shapely.box(0, 0, 9_000, 3_000)], index=["a"], crs=32618)
@@ -54,3 +54,13 @@ def test_panels_lie_apart_within_the_figure_with_room_for_titles(number, height)
     panels = [shapely.box(*axis.bbox.extents) for axis in axes[:number]]
     assert all(title.bounds[3] <= figure.bbox.height for title in titles)
     assert not any(title.intersects(panel) for title in titles for panel in panels)
+
+
+def test_a_title_stands_right_above_its_panel_however_large_the_coordinates():
+    units = gpd.GeoSeries([shapely.box(583_000, 4_504_000, 593_000, 4_526_000)], index=["a"], crs=32618)
+    figure, axes = map_panels(units, 2)
+    for axis in axes:
+        title_panel(axis, "LightGBM\n81,253 commuters, CPC 0.83\nn = 2,739 pairs")  # as wide as the panel
+    FigureCanvasAgg(figure).draw()
+    gaps = [axis.title.get_window_extent().y0 - axis.bbox.y1 for axis in axes]
+    assert all(0 < gap < 20 for gap in gaps)

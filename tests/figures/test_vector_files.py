@@ -15,11 +15,9 @@ from imagery2flow.figures import breakdowns, maps, patches, scores, unit_maps
 from imagery2flow.run.files import save_figure
 
 NAMES = ("bilinear", "LightGBM, untrained encoder", "gravity", "constant")
-UNITS = gpd.GeoSeries(
-    [shapely.box(n // 3 * 1e3, n % 3 * 1e3, (n // 3 + 1) * 1e3, (n % 3 + 1) * 1e3) for n in range(12)],
-    index=[f"{n:02}" for n in range(12)],
-    crs=32618,
-)
+# As far from 0 as in any UTM zone, where matplotlib writes 1e6 beside an axis.
+CORNERS = [(5e5 + n // 3 * 1e3, 45e5 + n % 3 * 1e3) for n in range(12)]
+UNITS = gpd.GeoSeries([shapely.box(x, y, x + 1e3, y + 1e3) for x, y in CORNERS], index=[f"{n:02}" for n in range(12)], crs=32618)
 
 
 def groups(*names):

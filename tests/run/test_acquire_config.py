@@ -23,6 +23,22 @@ def test_kinds_of_data_stand_apart_by_spaces_or_commas(flags):
     assert parse(flags).what == ["units", "flows"]
 
 
+def test_by_default_everything_that_the_stages_read_comes():
+    assert parse("").what == ["units", "flows", "population", "imagery"]
+
+
+def test_settings_of_imagery_are_those_that_its_pixels_follow_from():
+    asked = parse("--bands nir red --without b a b --season 05-01/08-31 --max_cloud 20").imagery_settings
+    assert asked == {
+        "bands": ["nir", "red"],
+        "season": "05-01/08-31",
+        "max_cloud": 20.0,
+        "catalogue": "earth_search",
+        "without": ["a", "b"],
+    }
+    assert parse("").imagery_settings == parse("--bands blue green red nir --block 256").imagery_settings
+
+
 def test_the_vintage_decides_census_and_lodes():
     new, old = parse("--year 2022"), parse("--vintage 2015 --year 2019")
     assert (new.census, new.lodes_version, new.id_column) == (2020, 8, "GEOID20")

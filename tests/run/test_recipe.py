@@ -12,7 +12,17 @@ from imagery2flow.run.adopt_config import AdoptConfig
 from imagery2flow.run.cli import build_parser, parse_config
 from imagery2flow.run.config import EmbeddingConfig, EncoderConfig, PreprocessingConfig
 from imagery2flow.run.distances_config import DistancesConfig
-from imagery2flow.run.flow_config import EvaluateConfig, FlowTestConfig, FlowTrainingConfig, ImportConfig, ResultsConfig
+from imagery2flow.run.flow_config import (
+    EvaluateConfig,
+    FlowTestConfig,
+    FlowTrainingConfig,
+    FoldsConfig,
+    ImportConfig,
+    ResultsConfig,
+    TransferConfig,
+)
+from imagery2flow.run.form_config import UrbanFormConfig
+from imagery2flow.run.land_cover_config import LandCoverConfig
 from imagery2flow.run.report_config import ReportConfig
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,14 +33,18 @@ STAGES = {
     "get_img_embedding": EmbeddingConfig,
     "train_ODPrediction": FlowTrainingConfig,
     "test_ODPrediction": FlowTestConfig,
+    "runs/transfer_matrix": TransferConfig,
 }
 COMMANDS = {
     "synthetic": config.SyntheticConfig,
     "acquire": AcquireConfig,
     "adopt": AdoptConfig,
     "distances": DistancesConfig,
+    "land_cover": LandCoverConfig,
+    "urban_form": UrbanFormConfig,
     "import_published": ImportConfig,
     "evaluate": EvaluateConfig,
+    "folds": FoldsConfig,
     "results": ResultsConfig,
     "map": config.MapConfig,
     "report": ReportConfig,
@@ -80,12 +94,14 @@ def accepted_flags(command):
     return config_class and set(build_parser(command, config_class)._option_string_actions)
 
 
-@pytest.mark.parametrize("document", ["README.md", "configs/paper/README.md", "runs/demo.sh", "docs/performance.md"])
+@pytest.mark.parametrize(
+    "document", ["README.md", "configs/paper/README.md", "runs/demo.sh", "docs/performance.md", "docs/earth_engine.md"]
+)
 def test_every_flag_of_a_command_in_the_documents_exists(document):
     text = (ROOT / document).read_text().replace("\\\n", " ")
     found = 0
     for line in text.splitlines():
-        command = re.search(r"(?:python|run|torchrun[^.]*) +(?:-m imagery2flow )?((?:benchmarks/)?\w+(?:\.py)?)", line)
+        command = re.search(r"(?:python|run|torchrun[^.]*) +(?:-m imagery2flow )?((?:benchmarks/|runs/)?\w+(?:\.py)?)", line)
         accepted = command and accepted_flags(command[1])
         if accepted:
             flags = re.findall(r"(?<!-)--\w[\w.]*", line[command.end() :])

@@ -1,4 +1,5 @@
 import dataclasses
+import errno
 import json
 import os
 import signal
@@ -8,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from imagery2flow.run import stage
 from imagery2flow.run.errors import InputError
-from imagery2flow.run.stage import Ledger, Terminated, TerminationFlag, run_stage, source_commit
+from imagery2flow.run.files import replacing
+from imagery2flow.run.stage import Ledger, Terminated, TerminationFlag, run_stage, source_commit, stopping_at_sigterm
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,6 +75,48 @@ def test_an_error_of_ours_keeps_its_traceback(tmp_path):
 
     with pytest.raises(ZeroDivisionError):
         run_stage("cut", Settings(folder=str(tmp_path)), work)
+
+
+@pytest.mark.parametrize("where", ["in the work", "in run.json"])
+def test_a_full_disk_is_one_sentence(tmp_path, capsys, monkeypatch, where):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    if where == "in run.json":
+        monkeypatch.setattr(stage, "write_json", full)
+    assert run_stage("cut", Settings(folder="x"), full if where == "in the work" else lambda *_: tmp_path / "run.json") == 2
+    told = "cut: error: a disk is full ([Errno 28] No space left on device); make room, or name another folder, and run the same command again\n"
+    assert capsys.readouterr().err == told
+
+
+def test_other_errors_of_the_system_keep_their_traceback():
+    def refuse(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    with pytest.raises(OSError, match="Input/output"):
+        run_stage("cut", Settings(folder="x"), refuse)
+
+
+def test_ctrl_c_returns_130_without_a_traceback(capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    assert run_stage("cut", Settings(folder="x"), interrupted) == 130
+    assert capsys.readouterr().err == "[cut] stopped by Ctrl-C\n"
+
+
+def test_work_that_keeps_what_is_finished_ends_where_it_stands_on_sigterm(tmp_path, capsys):
+    before = signal.getsignal(signal.SIGTERM)
+
+    @stopping_at_sigterm("two blocks stay")
+    def work(*_):
+        with replacing(tmp_path / "a.txt") as temporary:
+            temporary.write_text("half")
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    assert run_stage("cut", Settings(folder="x"), work) == 143
+    assert capsys.readouterr().err == "[cut] stopped by SIGTERM: two blocks stay\n"
+    assert not list(tmp_path.iterdir()) and signal.getsignal(signal.SIGTERM) is before
 
 
 def test_a_stage_stopped_by_sigterm_returns_143(tmp_path, capsys):

@@ -18,8 +18,10 @@ from pathlib import Path
 import geopandas as gpd
 import pytest
 import shapely
+from rasterio.warp import transform_bounds
 
-from imagery2flow.sources import download
+from imagery2flow.sources import http, stac
+from tests.sources.catalogue import UNITS_M, Catalogue, sentinel2
 
 
 @dataclasses.dataclass
@@ -31,12 +33,26 @@ class Fault:
         sends: Bytes of the body after which the connection closes.
         silent_s: Seconds before anything is answered.
         location: Address to which the request is sent on.
+        headers: Sent besides.
+        content: Sent instead of the file.
+        ignores_range: The whole file comes, whatever part was asked for.
+        ignores_edition: The part comes, whatever edition it is of.
+        part_bytes: Only so many bytes come, called a part of the file.
+        hides_length: The size is not stated; the body ends where the connection does.
+        at_once: Bytes that are sent at a time, with ``silent_s`` between.
     """
 
     status: int | None = None
     sends: int | None = None
     silent_s: float = 0.0
     location: str | None = None
+    headers: dict[str, str] = dataclasses.field(default_factory=dict)
+    content: bytes | None = None
+    ignores_range: bool = False
+    ignores_edition: bool = False
+    part_bytes: int | None = None
+    hides_length: bool = False
+    at_once: int | None = None
 
 
 class FileServer:
@@ -71,7 +87,7 @@ class Handler(BaseHTTPRequestHandler):
     def answer(self, body: bool) -> None:
         server = self.files_of
         server.asked.append((self.command, self.path, dict(self.headers)))
-        faults = server.faults.get(self.path, [])
+        faults = server.faults.get(self.path) or server.faults.get(self.path.partition("?")[0], [])
         fault = faults.pop(0) if faults else Fault()
         time.sleep(fault.silent_s)
         path = self.path if self.path in server.files else self.path.partition("?")[0]
@@ -79,16 +95,21 @@ class Handler(BaseHTTPRequestHandler):
             self.send_response(302 if fault.location else fault.status or 404)
             if fault.location:
                 self.send_header("Location", fault.location)
+            for name, value in fault.headers.items():
+                self.send_header(name, value)
             self.send_header("Content-Length", "0")
             self.end_headers()
             return
-        self.send_file(server.files[path], fault, body)
+        self.send_file(server.files[path] if fault.content is None else fault.content, fault, body)
 
     def send_file(self, content: bytes, fault: Fault, body: bool) -> None:
         edition = f'"{hashlib.md5(content).hexdigest()}"'
-        wanted = self.headers.get("Range", "") if self.headers.get("If-Range", edition) == edition else ""
+        is_ours = fault.ignores_edition or self.headers.get("If-Range", edition) == edition
+        wanted = self.headers.get("Range", "") if is_ours and not fault.ignores_range else ""
         first, _, last = wanted.removeprefix("bytes=").partition("-")
         begin, end = int(first or 0), min(int(last or len(content)) + 1, len(content))
+        if fault.part_bytes:
+            wanted, end = wanted or "bytes=0-", begin + fault.part_bytes
         if begin >= len(content) > 0:
             self.send_response(416)
             self.send_header("Content-Length", "0")
@@ -99,17 +120,22 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {begin}-{end - 1}/{len(content)}")
         if self.files_of.has_editions:
             self.send_header("ETag", edition)
-        self.send_header("Content-Length", str(end - begin))
+        if not fault.hides_length:
+            self.send_header("Content-Length", str(end - begin))
         self.end_headers()
         if body:
+            sent = content[begin:end][: fault.sends]
+            step = fault.at_once or max(len(sent), 1)
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the other side may have left
-                self.wfile.write(content[begin:end][: fault.sends])
+                for first_byte in range(0, len(sent), step):
+                    self.wfile.write(sent[first_byte : first_byte + step])
+                    time.sleep(fault.silent_s if fault.at_once else 0)
 
 
 @pytest.fixture
 def server(monkeypatch) -> Iterator[FileServer]:
     """A server of this machine; attempts follow each other without pause."""
-    monkeypatch.setattr(download, "FIRST_PAUSE_S", 0.0)
+    monkeypatch.setattr(http, "FIRST_PAUSE_S", 0.0)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     server = FileServer()
     thread = threading.Thread(target=server.http.serve_forever, kwargs={"poll_interval": 0.01})
@@ -153,12 +179,12 @@ def lodes_csv(rows: list[tuple[str, str, int]]) -> bytes:
     return gzip.compress("\n".join([header, *lines, ""]).encode(), mtime=0)
 
 
-def tract_zip(tracts: Sequence[str], vintage: int = 2020, **changes: object) -> bytes:
-    """An archive in the format of TIGER: squares side by side, in the reverse order of their ids."""
+def tract_zip(tracts: Sequence[str], vintage: int = 2020, side: float = 0.1, **changes: object) -> bytes:
+    """An archive in the format of TIGER: squares side by side (degrees), in the reverse order of their ids."""
     suffix = "10" if vintage == 2010 else ""
     ids = sorted(tracts, reverse=True)
     columns = {f"GEOID{suffix}": ids, f"ALAND{suffix}": [0 if tract == WATER else 10_000 for tract in ids]}
-    squares = [shapely.box(-85 + 0.1 * number, 32, -84.9 + 0.1 * number, 32.1) for number in range(len(ids))]
+    squares = [shapely.box(-85 + side * number, 32, -85 + side * (number + 1), 32 + side) for number in range(len(ids))]
     table = gpd.GeoDataFrame(columns, geometry=squares, crs=4269).assign(**changes)
     content = io.BytesIO()
     with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(content, "w") as archive:
@@ -208,3 +234,27 @@ def public(server, tmp_path, monkeypatch) -> FileServer:
     }
     Path("mirror.yaml").write_text("".join(f'{name}: "{server.url}{path}"\n' for name, path in addresses.items()))
     return server
+
+
+@pytest.fixture
+def catalogue(server, tmp_path, monkeypatch) -> Catalogue:
+    """The catalogue, mirror.yaml that names it, and units of the region."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(stac, "RETRY_PAUSE_S", 0.01)
+    Path("mirror.yaml").write_text(f"earth_search: {server.url}/stac\n")
+    Path("data/here").mkdir(parents=True)
+    gpd.GeoDataFrame({"geocode": ["a"]}, geometry=[shapely.box(*UNITS_M)], crs=32616).to_file("data/here/units.gpkg")
+    return Catalogue(server)
+
+
+@pytest.fixture
+def everything(public, monkeypatch) -> FileServer:
+    """The server with all data of the two counties, whose tracts are small, and a catalogue with an image of them."""
+    monkeypatch.setattr(stac, "RETRY_PAUSE_S", 0.01)
+    for state in ("01", "13"):
+        public.files[f"/2020/{state}.zip"] = tract_zip([tract for tract in (*LAND, WATER, BESIDE) if tract.startswith(state)], side=0.005)
+    left, _, _, top = transform_bounds("EPSG:4326", "EPSG:32616", -85, 32, -84.98, 32.005)
+    Catalogue(public).add("image", sentinel2(3000), left=left // 10 * 10 - 200, top=top // 10 * 10 + 200)
+    with Path("mirror.yaml").open("a") as stream:
+        stream.write(f"earth_search: {public.url}/stac\n")
+    return public

@@ -2,6 +2,7 @@
 
 import io
 import json
+import pickle
 import zipfile
 from pathlib import Path
 
@@ -13,9 +14,11 @@ from imagery2flow.__main__ import main
 from imagery2flow.flows.table import read_flows
 from imagery2flow.imagery.units import read_units
 from imagery2flow.run.stage import Ledger
+from imagery2flow.sources import tiger
 from tests.sources.conftest import BESIDE, FLOWS, LAND, RESIDENTS, ROWS, WATER, Fault, lodes_csv, population_csv, publish_flows, tract_zip
 
 COUNTIES = "--state_county 13285 01017"
+TABLES = f"{COUNTIES} --what units flows population"
 IDS = {"h_geocode": str, "w_geocode": str, "geocode": str}
 
 
@@ -34,7 +37,7 @@ def run_file():
 
 
 def test_everything_of_two_counties(public):
-    assert acquire(COUNTIES) == 0
+    assert acquire(TABLES) == 0
     units = gpd.read_file("data/pair/units.gpkg")
     assert list(units.GEOID20) == list(LAND) and units.crs.to_epsg() == 4269
     flows = pd.read_csv("data/pair/flows_2020.csv", dtype=IDS)
@@ -46,7 +49,7 @@ def test_everything_of_two_counties(public):
 
 
 def test_the_ledger_says_what_was_left_out(public):
-    assert acquire(COUNTIES) == 0
+    assert acquire(TABLES) == 0
     ledger = run_file()["ledger"]
     assert ledger["left_out"] == {"tracts of water only": [WATER], "counted tracts that are no unit": [WATER]}
     assert ledger["in"] == {"tracts of the counties": 5, "rows of LODES": 10, "counted tracts of the counties": 5}
@@ -58,7 +61,7 @@ def test_the_ledger_says_what_was_left_out(public):
 
 
 def test_what_is_written_is_what_the_stages_read(public):
-    assert acquire(COUNTIES) == 0
+    assert acquire(TABLES) == 0
     ledger = Ledger("test", quiet=True)
     units = read_units("data/pair/units.gpkg", None, ledger)
     flows = read_flows("data/pair/flows_2020.csv", list(units.index), False, ledger)
@@ -68,17 +71,17 @@ def test_what_is_written_is_what_the_stages_read(public):
 
 
 def test_a_second_call_asks_for_nothing_and_writes_the_same(public):
-    assert acquire(COUNTIES) == 0
+    assert acquire(TABLES) == 0
     written = {path: path.read_bytes() for path in Path("data/pair").glob("*.[cg][sp]*")}
     asked = len(public.asked)
-    assert acquire(COUNTIES) == 0
+    assert acquire(TABLES) == 0
     assert len(written) == 3 and {path: path.read_bytes() for path in written} == written
     assert len(public.asked) == asked
     assert any("units.gpkg is there with 4 units: read, not fetched" in note for note in run_file()["ledger"]["notes"])
 
 
 def test_a_dry_run_fetches_nothing(public, capsys):
-    assert acquire(f"{COUNTIES} --dry_run") == 0
+    assert acquire(f"{TABLES} --dry_run") == 0
     plan = capsys.readouterr().out.splitlines()
     assert [line for line in plan if line.endswith(":")] == ["units.gpkg:", "flows_2020.csv:", "population.csv:"]
     assert sum(line.startswith("  fetch ") for line in plan) == 2 + 4 + 2
@@ -92,11 +95,11 @@ def test_a_dry_run_of_imagery_waits_for_units(public, capsys):
 
 
 def test_a_dry_run_knows_what_is_there_and_what_is_not(public, capsys):
-    assert acquire(COUNTIES) == 0
+    assert acquire(TABLES) == 0
     capsys.readouterr()
     del public.files["/LODES8/ga/od/ga_od_aux_JT00_2020.csv.gz"]
     Path("data/downloads").joinpath(next(path.name for path in Path("data/downloads").glob("*ga_od_aux*.gz"))).unlink()
-    assert acquire(f"{COUNTIES} --dry_run") == 2
+    assert acquire(f"{TABLES} --dry_run") == 2
     answer = capsys.readouterr()
     lines = answer.out.splitlines()
     assert sum(line.startswith("  cached ") for line in lines) == 5 and sum(line.startswith("  absent ") for line in lines) == 1
@@ -105,7 +108,7 @@ def test_a_dry_run_knows_what_is_there_and_what_is_not(public, capsys):
 
 def test_a_dry_run_ends_with_the_first_server_that_does_not_answer(public, capsys):
     public.faults["/2020/01.zip"] = [Fault(status=503)] * 99
-    assert "the tracts of state 01 (2020) cannot be fetched from http" in refused(capsys, f"{COUNTIES} --dry_run")
+    assert "the tracts of state 01 (2020) cannot be fetched from http" in refused(capsys, f"{TABLES} --dry_run")
     assert set(public.paths("HEAD")) == {"/2020/01.zip"}
 
 
@@ -121,7 +124,7 @@ def test_flows_of_tracts_that_are_there(public):
 
 def test_tracts_of_the_2010_census(public):
     publish_flows(public, ROWS, version=7, year=2012)
-    assert acquire(f"{COUNTIES} --vintage 2010 --year 2012") == 0
+    assert acquire(f"{TABLES} --vintage 2010 --year 2012") == 0
     assert list(gpd.read_file("data/pair/units.gpkg").GEOID10) == list(LAND)
     assert pd.read_csv("data/pair/flows_2012.csv")["count"].sum() == 43
     assert pd.read_csv("data/pair/population.csv").population.sum() == sum(RESIDENTS.values())
@@ -129,7 +132,7 @@ def test_tracts_of_the_2010_census(public):
 
 def test_a_published_checksum_is_held_to(public, capsys):
     public.files["/LODES8/al/od/al_od_main_JT00_2020.csv.gz"] = lodes_csv(ROWS["al_od_main"][1:])
-    assert "LODES8 al main 2020 from" in (sentence := refused(capsys, COUNTIES)) and "is published" in sentence
+    assert "LODES8 al main 2020 from" in (sentence := refused(capsys, TABLES)) and "is published" in sentence
     assert not Path("data/pair/flows_2020.csv").exists()
 
 
@@ -145,7 +148,7 @@ def test_a_new_edition_of_lodes_brings_new_checksums(public):
 def test_without_published_checksums_the_ledger_says_so(public):
     del public.files["/LODES8/al/lodes_al.sha256sum"]
     public.files["/LODES8/ga/lodes_ga.sha256sum"] = b"nothing\n"
-    assert acquire(COUNTIES) == 0
+    assert acquire(TABLES) == 0
     told = " ".join(run_file()["ledger"]["notes"])
     assert "no checksums, the files are only checked for their size: the checksums of LODES8 al is not at" in told
     assert "the checksums of LODES8 ga do not list LODES8 ga main 2020" in told
@@ -156,15 +159,15 @@ def test_a_table_that_is_none_is_not_kept_where_nobody_publishes_its_hash(public
     good = public.files[path]
     del public.files["/LODES8/al/lodes_al.sha256sum"]
     public.files[path] = good[:-20]
-    assert "LODES8 al main 2020 from http" in (sentence := refused(capsys, COUNTIES)) and "cannot be read as a table" in sentence
+    assert "LODES8 al main 2020 from http" in (sentence := refused(capsys, TABLES)) and "cannot be read as a table" in sentence
     public.files[path] = good
-    assert acquire(COUNTIES) == 0
+    assert acquire(TABLES) == 0
 
 
 def test_a_busy_server_changes_nothing(public):
     public.faults["/2020/01.zip"] = [Fault(status=503), Fault(sends=500)]
     public.faults["/LODES8/al/od/al_od_main_JT00_2020.csv.gz"] = [Fault(sends=60)]
-    assert acquire(COUNTIES) == 0
+    assert acquire(TABLES) == 0
     assert sum("tries again" in note for note in run_file()["ledger"]["notes"]) == 3
     assert pd.read_csv("data/pair/flows_2020.csv")["count"].sum() == 43
 
@@ -182,8 +185,8 @@ def test_a_busy_server_changes_nothing(public):
         ("--state_county 01999", "the tracts of 2020 have none in the counties 01999; check the numbers and --vintage"),
         (f"{COUNTIES} --what flows", "region pair has no units.gpkg in data/pair; add units to --what, or give --units"),
         (f"{COUNTIES} --what units flows --year 2019", "LODES8 al main 2019 is not at http"),
-        (f"{COUNTIES} --vintage 2021", "the tracts of state 01 (2021) is not at http"),
-        (f"{COUNTIES} --addresses absent.yaml", "--addresses absent.yaml does not exist"),
+        (f"{TABLES} --vintage 2021", "the tracts of state 01 (2021) is not at http"),
+        (f"{TABLES} --addresses absent.yaml", "--addresses absent.yaml does not exist"),
         (f"{COUNTIES} --data_root mirror.yaml", "--data_root mirror.yaml/pair cannot be a folder, because "),
         ("--units absent.gpkg", "units absent.gpkg do not exist"),
     ],
@@ -202,7 +205,7 @@ def test_bad_input_is_one_sentence(public, capsys, flags, says):
     ],
 )
 def test_units_that_are_there_are_not_replaced(public, capsys, flags, says):
-    assert acquire(COUNTIES) == 0
+    assert acquire(TABLES) == 0
     gpd.read_file("data/pair/units.gpkg").assign(GEOID20=[BESIDE, *LAND[1:]]).to_file("beside.gpkg")
     before = Path("data/pair/units.gpkg").read_bytes()
     assert says in refused(capsys, flags)
@@ -216,7 +219,7 @@ def test_units_that_are_no_tracts(public, capsys):
 
 def test_tracts_of_another_census_are_named(public, capsys):
     public.files["/2020/13.zip"] = tract_zip(["13285000300", "13285000400", "13285000100"])
-    sentence = refused(capsys, COUNTIES)
+    sentence = refused(capsys, TABLES)
     assert (
         "2 of 3 units of state 13 (ga) are nobody's home or work in LODES8 2020 JT00; LODES8 has the tracts of the 2020 census" in sentence
     )
@@ -267,3 +270,27 @@ def test_paths_of_an_archive_do_not_escape(public, tmp_path):
     public.files["/2020/01.zip"] = content.getvalue()
     assert acquire(f"{COUNTIES} --what units") == 0
     assert not list(tmp_path.parent.rglob("escaped.txt"))
+
+
+def test_an_archive_that_unpacks_to_far_more_than_tracts_is_not_read(public, capsys, monkeypatch):
+    monkeypatch.setattr(tiger, "LARGEST_UNPACKED_BYTES", 1_000_000)
+    good = public.files["/2020/01.zip"]
+    content = io.BytesIO(good)
+    with zipfile.ZipFile(content, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("tl_2020_tract.dbx", bytes(2_000_000))
+    public.files["/2020/01.zip"] = content.getvalue()
+    assert "cannot be read as an archive of a shapefile (it unpacks to 2,00" in refused(capsys, TABLES)
+    public.files["/2020/01.zip"] = good
+    assert acquire(TABLES) == 0
+
+
+def test_a_pickle_among_public_files_is_not_run(public, capsys):
+    class Harm:
+        def __reduce__(self):
+            return Path.touch, (Path("harmed"),)
+
+    for path in ("/2020/01.zip", "/LODES8/al/od/al_od_main_JT00_2020.csv.gz", "/people/01.txt"):
+        good, public.files[path] = public.files[path], pickle.dumps(Harm())
+        assert "--addresses" in refused(capsys, TABLES)
+        public.files[path] = good
+    assert not Path("harmed").exists()

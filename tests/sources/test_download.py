@@ -12,9 +12,10 @@ import pytest
 
 from imagery2flow.run.errors import InputError
 from imagery2flow.run.stage import Ledger
-from imagery2flow.sources import download
+from imagery2flow.sources import download, http
 from imagery2flow.sources.addresses import ADDRESSES, read_addresses
-from imagery2flow.sources.download import ATTEMPTS, Downloader, Remote
+from imagery2flow.sources.download import Downloader, Remote
+from imagery2flow.sources.http import ATTEMPTS
 from tests.sources.conftest import Fault
 
 CONTENT = os.urandom(300_000)
@@ -117,6 +118,49 @@ def test_half_of_another_edition_is_not_continued(server, remote, downloader):
     assert downloader.fetch(remote).read_bytes() == CONTENT[::-1] + b"more"
 
 
+def test_half_of_another_edition_is_not_continued_where_the_server_does_not_look(server, remote, downloader):
+    server.faults["/folder/a.csv.gz"] = [Fault(sends=100_000)] + [Fault(status=500)] * ATTEMPTS
+    with pytest.raises(InputError):
+        downloader.fetch(remote)
+    server.files["/folder/a.csv.gz"] = CONTENT[::-1]
+    server.faults["/folder/a.csv.gz"] = [Fault(ignores_edition=True)]
+    assert downloader.fetch(remote).read_bytes() == CONTENT[::-1]
+
+
+def test_a_range_that_the_server_ignores_begins_anew(server, remote, downloader):
+    server.faults["/folder/a.csv.gz"] = [Fault(sends=100_000), Fault(ignores_range=True)]
+    assert downloader.fetch(remote).read_bytes() == CONTENT
+    assert server.asked[-1][2]["Range"] == "bytes=100000-"
+
+
+def test_a_part_of_the_rest_is_not_taken_for_the_rest(server, remote, downloader):
+    """A server may answer with less than was asked for; its Content-Length fits that part."""
+    server.faults["/folder/a.csv.gz"] = [Fault(sends=100_000), Fault(part_bytes=50_000)]
+    assert downloader.fetch(remote).read_bytes() == CONTENT
+    assert [headers.get("Range") for _, _, headers in server.asked] == [None, "bytes=100000-", "bytes=150000-"]
+
+
+def test_a_part_that_nobody_asked_for_is_not_kept(server, remote, downloader):
+    server.faults["/folder/a.csv.gz"] = [Fault(part_bytes=50_000)]
+    assert downloader.fetch(remote).read_bytes() == CONTENT
+
+
+def test_a_web_page_in_place_of_a_file_is_not_kept(server, remote, downloader):
+    server.faults["/folder/a.csv.gz"] = [Fault(content=b"\n<HTML>log in</HTML>")]
+    with pytest.raises(
+        InputError, match=r"the flows from http.* came as a web page, as networks answer that want a login first; open the address"
+    ):
+        downloader.fetch(remote)
+    assert names(downloader) == set()
+    assert downloader.fetch(remote).read_bytes() == CONTENT
+
+
+def test_redirects_without_end_are_one_sentence(server, downloader):
+    server.faults["/round"] = [Fault(location="/round")] * 999
+    with pytest.raises(InputError, match=r"cannot be fetched from http.*redirects"):
+        downloader.fetch(Remote("the flows", f"{server.url}/round"))
+
+
 def test_without_editions_half_a_file_begins_anew(server, remote, downloader):
     server.has_editions = False
     server.faults["/folder/a.csv.gz"] = [Fault(sends=100_000)]
@@ -175,7 +219,7 @@ def test_a_damaged_file_of_the_cache_is_fetched_again(server, remote, downloader
 
 
 def test_a_silent_server_is_left(server, remote, downloader, monkeypatch):
-    monkeypatch.setattr(download, "SILENCE_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(http, "SILENCE_TIMEOUT_S", 0.1)
     server.faults["/folder/a.csv.gz"] = [Fault(silent_s=0.5)]
     assert downloader.fetch(remote).read_bytes() == CONTENT
     assert "timed out" in downloader.ledger.notes[0]
@@ -187,7 +231,7 @@ def test_a_redirect_is_followed(server, remote, downloader):
 
 
 def test_nobody_at_the_address(downloader, monkeypatch):
-    monkeypatch.setattr(download, "FIRST_PAUSE_S", 0.0)
+    monkeypatch.setattr(http, "FIRST_PAUSE_S", 0.0)
     with pytest.raises(InputError, match=r"cannot be fetched from http://127.0.0.1:1/a \(.*refused, 6 times"):
         downloader.fetch(Remote("the flows", "http://127.0.0.1:1/a"))
 

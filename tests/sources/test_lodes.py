@@ -91,16 +91,43 @@ def test_blocks_keep_all_their_digits(tmp_path, monkeypatch):
         gzip.compress(b"w_geocode,h_geocode,jobs\n010170001001000,010170001001000,3\n"),
         gzip.compress(b"w_geocode,h_geocode,S000\n010170001001000,,3\n"),
         gzip.compress(b"w_geocode,h_geocode,S000\n010170001001000,010170001001000,many\n"),
+        gzip.compress(b"w_geocode,h_geocode,S000\n010170001001000,010170001001000,-3\n"),
+        gzip.compress(b"w_geocode,h_geocode,S000\n010170001001000,010170001001000\n"),
         b"<html>",
         b"",
     ],
-    ids=["cut short", "no jobs", "an empty cell", "text", "no archive", "nothing"],
+    ids=["cut short", "no jobs", "an empty cell", "text", "less than nobody", "a short row", "no archive", "nothing"],
 )
 def test_a_file_that_is_none_is_refused(tmp_path, content):
     path = tmp_path / "a.csv.gz"
     path.write_bytes(content)
     with pytest.raises(InputError, match=r"LODES8 al main from http.* cannot be read as a table with h_geocode, w_geocode, S000"):
         list(read_blocks(path, REMOTE))
+
+
+@pytest.mark.parametrize("missing", [1, 8, 9, 20, 400])
+def test_a_file_that_ends_too_soon_is_refused_wherever_that_is(tmp_path, missing):
+    path = tmp_path / "a.csv.gz"
+    path.write_bytes(lodes_csv([("010170001001000", "010170001001000", i) for i in range(2000)])[:-missing])
+    with pytest.raises(InputError, match="cannot be read as a table"):
+        list(read_blocks(path, REMOTE))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "w_geocode,h_geocode,S000\r\n010170001002001,130010001001000,3\r\n",
+        '"w_geocode","h_geocode","S000"\n"010170001002001","130010001001000","3"\n',
+        "\ufeffw_geocode,h_geocode,S000\n010170001002001,130010001001000,3",
+        'new,S000,h_geocode,w_geocode\n"a, b",3,130010001001000,010170001002001\n',
+    ],
+    ids=["CRLF", "quotes", "a mark and no last line end", "unknown columns in another order"],
+)
+def test_tables_in_other_clothes_say_the_same(tmp_path, text):
+    path = tmp_path / "a.csv.gz"
+    path.write_bytes(gzip.compress(text.encode()))
+    ((home, work, jobs),) = read_blocks(path, REMOTE)
+    assert (home.tolist(), work.tolist(), jobs.tolist()) == ([130010001001000], [10170001002001], [3])
 
 
 @pytest.mark.parametrize("line", ["{}  al_od_main_JT00_2020.csv", "{} *al_od_main_JT00_2020.csv", "{}  ./al/od/al_od_main_JT00_2020.csv "])

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
@@ -12,8 +14,9 @@ import pytest
 
 from imagery2flow.run.errors import InputError
 from imagery2flow.run.stage import Ledger
-from imagery2flow.sources import download
+from imagery2flow.sources import http
 from imagery2flow.sources.osrm import PLACES_PER_REQUEST, batches, osrm_distances
+from tests.sources.conftest import Fault
 
 SNAP_M = 1_000.0
 
@@ -55,16 +58,16 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def osrm(monkeypatch):
     """The server, as the dictionary by which it is told what to do."""
-    monkeypatch.setattr(download, "FIRST_PAUSE_S", 0.0)
+    monkeypatch.setattr(http, "FIRST_PAUSE_S", 0.0)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    http.daemon_threads = True
-    http.told = {"asked": [], "answers": [], "null": set(), "off_m": {}, "url": f"http://127.0.0.1:{http.server_port}"}
-    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01})
+    running = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    running.daemon_threads = True
+    running.told = {"asked": [], "answers": [], "null": set(), "off_m": {}, "url": f"http://127.0.0.1:{running.server_port}"}
+    thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
-    yield http.told
-    http.shutdown()
-    http.server_close()
+    yield running.told
+    running.shutdown()
+    running.server_close()
     thread.join()
 
 
@@ -117,10 +120,63 @@ def test_a_busy_server_is_asked_again(osrm):
     assert [note.split(";")[0] for note in ledger.notes[:2]] == ["distances by road: status 500", "distances by road: status 429"]
 
 
+THREE = "0.000000,0.000000;0.100000,0.000000;0.200000,0.000000"
+PATH = f"/table/v1/driving/{THREE}"
+TABLE = {
+    "code": "Ok",
+    "distances": [[0, 1, 2], [1, 0, 2], [2, 1, 0]],
+    "sources": [{"distance": 0}] * 3,
+    "destinations": [{"distance": 0}] * 3,
+}
+
+
+@pytest.fixture
+def faulty(server):
+    """The server of files with one table."""
+    server.files[PATH] = json.dumps(TABLE).encode()
+    return server
+
+
+@pytest.mark.parametrize(
+    "faults",
+    [[Fault(status=500), Fault(status=503)], [Fault(sends=0), Fault(sends=40)], [Fault(hides_length=True)], [Fault(location="/moved")]],
+    ids=["500 and 503", "a body that is cut short", "no Content-Length", "a redirect"],
+)
+def test_what_passes_changes_nothing(faulty, faults):
+    faulty.files["/moved"] = faulty.files[PATH]
+    faulty.faults[PATH] = faults
+    found, _ = measured({"url": faulty.url}, *places(3), chain(3))
+    assert found.tolist() == [1, 2, 1, 1] and faulty.faults[PATH] == []
+
+
+@pytest.mark.parametrize("wanted", ["7", "86400"])
+def test_a_server_that_asks_for_a_pause_gets_it_within_limits(faulty, monkeypatch, wanted):
+    pauses = []
+    monkeypatch.setattr(http, "time", SimpleNamespace(sleep=pauses.append, monotonic=time.monotonic))
+    faulty.faults[PATH] = [Fault(status=429, headers={"Retry-After": wanted})]
+    measured({"url": faulty.url}, *places(3), chain(3))
+    assert pauses == [min(float(wanted), 120.0)]
+
+
+@pytest.mark.parametrize("fault", [Fault(silent_s=0.4), Fault(silent_s=0.05, at_once=2)], ids=["silent", "a few bytes now and then"])
+def test_a_slow_server_is_not_waited_for_without_limit(faulty, monkeypatch, fault):
+    monkeypatch.setattr(http, "SILENCE_TIMEOUT_S", 0.2)
+    faulty.faults[PATH] = [fault] * 99
+    with pytest.raises(InputError, match=r"does not answer \((.*timed out|only .* bytes came in 0 s), 6 times\); see that it runs"):
+        measured({"url": faulty.url}, *places(3), chain(3))
+
+
+@pytest.mark.parametrize("url", ["http://", "http://[", "http://no such host:x"])
+def test_an_address_that_is_none_is_one_sentence(url, monkeypatch):
+    monkeypatch.setattr(http, "FIRST_PAUSE_S", 0.0)
+    with pytest.raises(InputError, match="--osrm_url"):
+        measured({"url": url}, *places(3), chain(3))
+
+
 @pytest.mark.parametrize(
     ("answers", "says"),
     [
-        ([(503, {})] * download.ATTEMPTS, "does not answer (status 503, 6 times)"),
+        ([(503, {})] * http.ATTEMPTS, "does not answer (status 503, 6 times)"),
         ([(400, {"code": "NoSegment", "message": "Could not find"})], "refuses a table of 3 places (NoSegment: Could not find)"),
         ([(200, {"code": "Ok", "durations": [[1]]})], "answers without a table of 3 x 3 distances"),
         ([(200, {"code": "Ok", "distances": [[1, 2]], "sources": [], "destinations": []})], "answers without a table"),

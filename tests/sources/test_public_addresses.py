@@ -15,6 +15,7 @@ from imagery2flow.sources.lodes import checksum_file, flow_files, with_hashes
 from imagery2flow.sources.places import read_metropolitan_areas
 from imagery2flow.sources.population import population_files
 from imagery2flow.sources.tiger import tract_files
+from imagery2flow.sources.worldcover import land_cover_files
 
 pytestmark = pytest.mark.network
 
@@ -27,6 +28,9 @@ def every_file():
     """A file of each address, of the District of Columbia where it is of a place."""
     remotes = [Remote("a route", f"{ADDRESSES['osrm']}/nearest/v1/driving/-77.03,38.9")]
     remotes += [Remote(name, ADDRESSES[name]) for name in ("earth_search", "planetary_computer")]
+    capital = gpd.GeoDataFrame(geometry=[shapely.box(-77.1, 38.8, -76.9, 39)], crs=4326)
+    for year in (2020, 2021):
+        remotes += land_cover_files(capital, AcquireConfig(region="M6", year=year), ADDRESSES)
     for config in (NEW, OLD, AcquireConfig(region="M6", vintage=2022)):
         remotes += [*tract_files(["11001"], config, ADDRESSES), *population_files(["11"], config, ADDRESSES)]
         remotes += [*flow_files(["11"], config, ADDRESSES), checksum_file("11", config, ADDRESSES)]
@@ -53,7 +57,7 @@ def test_the_counties_of_the_published_areas(tmp_path):
 
 def test_the_district_of_columbia(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert main(["acquire", "--region", "capital", "--state_county", "11001", "--year", "2020"]) == 0
+    assert main(["acquire", "--region", "capital", "--state_county", "11001", "--year", "2020", "--what", "units,flows,population"]) == 0
     units = gpd.read_file("data/capital/units.gpkg")
     flows = pd.read_csv("data/capital/flows_2020.csv", dtype={"h_geocode": str, "w_geocode": str})
     assert set(flows.h_geocode) | set(flows.w_geocode) <= set(units.GEOID20)

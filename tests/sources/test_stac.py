@@ -2,136 +2,22 @@
 
 import json
 import sys
-import types
 from datetime import date
 from pathlib import Path
 
-import geopandas as gpd
 import numpy as np
 import pandas as pd
 import pytest
 import rasterio
-import shapely
 from affine import Affine
-from rasterio.io import MemoryFile
 from rasterio.warp import transform, transform_bounds
 
 from imagery2flow.__main__ import main
 from imagery2flow.imagery.scene import open_scene
 from imagery2flow.run.acquire_config import AcquireConfig
 from imagery2flow.sources import composite, stac
-from tests.sources.conftest import Fault, FileServer
-
-LEFT_M, TOP_M = 500_000, 3_600_000  # of the imagery, in zone 16
-SIDE = 300  # pixels of an image, more than a block has
-UNITS_M = (LEFT_M + 203, TOP_M - 2897, LEFT_M + 2895, TOP_M - 207)  # 27 rows and columns of pixels short of the images
-VEGETATION, CLOUD, SHADOW = 4, 9, 3
-NAMES_ELSEWHERE = {"blue": "B02", "green": "B03", "red": "B04", "nir": "B08", "scl": "SCL"}
-COMMON_NAMES = {"B02": "blue", "B03": "green", "B04": "red", "B08": "nir"}
-EXTENSIONS = ("eo/v1.1.0", "raster/v1.1.0", "projection/v1.1.0")
-
-
-def image(values: np.ndarray, crs: str, left: float, top: float, gsd_m: float) -> bytes:
-    with MemoryFile() as memory:
-        shape = {"height": values.shape[0], "width": values.shape[1], "count": 1, "dtype": values.dtype}
-        transform = Affine(gsd_m, 0, left, 0, -gsd_m, top)
-        with memory.open(
-            driver="GTiff", crs=crs, transform=transform, nodata=0, tiled=True, blockxsize=64, blockysize=64, **shape
-        ) as dataset:
-            dataset.write(values, 1)
-        return memory.read()
-
-
-class Catalogue:
-    """A STAC API with one page of items."""
-
-    def __init__(self, server: FileServer) -> None:
-        self.server, self.features = server, []
-        links = [{"rel": "search", "href": f"{server.url}/stac/search", "type": "application/geo+json", "method": "GET"}]
-        conforms = ["https://api.stacspec.org/v1.0.0/core", "https://api.stacspec.org/v1.0.0/item-search"]
-        root = {"type": "Catalog", "id": "here", "stac_version": "1.0.0", "description": "-", "links": links, "conformsTo": conforms}
-        server.files["/stac"] = json.dumps(root).encode()
-        self.publish()
-
-    def publish(self) -> None:
-        answer = {"type": "FeatureCollection", "features": self.features, "links": []}
-        self.server.files["/stac/search"] = json.dumps(answer).encode()
-
-    def add(
-        self, name, arrays, day="2020-07-01", crs="EPSG:32616", left=LEFT_M, top=TOP_M, gsd_m=10, collection="sentinel-2-l2a", **properties
-    ):
-        """Publishes an item whose assets are ``arrays`` by name; the mask may be coarser."""
-        height, width = next(iter(arrays.values())).shape
-        bounds = transform_bounds(crs, "EPSG:4326", left, top - height * gsd_m, left + width * gsd_m, top)
-        assets = {}
-        for key, values in arrays.items():
-            path, coarser = f"/{name}/{key}.tif", width // values.shape[1]
-            self.server.files[path] = image(values, crs, left, top, gsd_m * coarser)
-            assets[key] = {
-                "href": f"{self.server.url}{path}",
-                "type": "image/tiff; application=geotiff; profile=cloud-optimized",
-                "roles": ["data", "reflectance"],
-                "eo:bands": [{"name": key, "common_name": COMMON_NAMES.get(key, key)}],
-                "raster:bands": [
-                    {"nodata": 0, "data_type": "uint16", "spatial_resolution": gsd_m * coarser, "scale": 0.0001, "offset": -0.1}
-                ],
-                "proj:shape": list(values.shape),
-                "proj:transform": [gsd_m * coarser, 0, left, 0, -gsd_m * coarser, top],
-            }
-        # What real items carry besides, faults included: the same band in another format and without a name, a picture, a file that is no image.
-        elsewhere = f"{self.server.url}/elsewhere"
-        assets["red-jp2"] = {
-            **next(iter(assets.values())),
-            "href": f"{elsewhere}.jp2",
-            "type": "image/jp2",
-            "eo:bands": [{"common_name": "red"}],
-        }
-        colours = [{"name": name, "common_name": name} for name in ("red", "green", "blue")]
-        assets["visual"] = {"href": f"{elsewhere}.tif", "type": "image/tiff; application=geotiff", "roles": ["visual"], "eo:bands": colours}
-        assets["thumbnail"] = {"href": f"{elsewhere}.jpg", "type": "image/jpeg", "roles": ["thumbnail"]}
-        assets["metadata"] = {"href": f"{elsewhere}.xml", "type": "application/xml", "roles": ["metadata"]}
-        given = {
-            "proj:epsg": int(crs.removeprefix("EPSG:")),
-            "platform": "sentinel-2a",
-            "eo:cloud_cover": 10.0,
-            **{key.replace("__", ":"): value for key, value in properties.items()},
-        }
-        self.features.append(
-            {
-                "type": "Feature",
-                "stac_version": "1.0.0",
-                "stac_extensions": [f"https://stac-extensions.github.io/{part}/schema.json" for part in EXTENSIONS],
-                "id": name,
-                "collection": collection,
-                "geometry": shapely.geometry.mapping(shapely.box(*bounds)),
-                "bbox": bounds,
-                "properties": {"datetime": f"{day}T16:00:00Z", **given},
-                "assets": assets,
-                "links": [],
-            }
-        )
-        self.publish()
-
-
-def sentinel2(red, mask=VEGETATION, shape=(SIDE, SIDE)):
-    """Bands that differ by a thousand, and the classes at half the resolution."""
-    red = np.broadcast_to(np.uint16(red), shape)
-    bands = {
-        name: np.where(red > 0, red + 1000 * step, 0).astype("uint16") for step, name in ((1, "blue"), (2, "green"), (0, "red"), (3, "nir"))
-    }
-    coarse = tuple(side // 2 for side in shape)
-    return {**bands, "scl": np.array(np.broadcast_to(np.uint8(mask), coarse))}
-
-
-@pytest.fixture
-def catalogue(server, tmp_path, monkeypatch) -> Catalogue:
-    """The catalogue, mirror.yaml that names it, and units of the region."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(stac, "RETRY_PAUSE_S", 0.01)
-    Path("mirror.yaml").write_text(f"earth_search: {server.url}/stac\n")
-    Path("data/here").mkdir(parents=True)
-    gpd.GeoDataFrame({"geocode": ["a"]}, geometry=[shapely.box(*UNITS_M)], crs=32616).to_file("data/here/units.gpkg")
-    return Catalogue(server)
+from tests.sources.catalogue import CLOUD, LEFT_M, NAMES_ELSEWHERE, SHADOW, SIDE, TOP_M, UNITS_M, VEGETATION, image, sentinel2
+from tests.sources.conftest import Fault
 
 
 def acquire(flags=""):
@@ -426,10 +312,55 @@ def test_a_connection_that_breaks_changes_nothing(catalogue, path, sends):
     assert (written() == 3000).all()
 
 
-def test_addresses_are_signed_for_the_planetary_computer(catalogue, monkeypatch):
+def test_a_catalogue_without_end_is_left(catalogue, capsys, monkeypatch):
+    """The link to the next page leads to the same page."""
+    monkeypatch.setattr(stac, "MOST_IMAGES", 5)
     catalogue.add("one", sentinel2(3000))
-    Path("mirror.yaml").write_text(f"planetary_computer: {catalogue.server.url}/stac\n")
-    monkeypatch.setitem(sys.modules, "planetary_computer", types.SimpleNamespace(sign=lambda address: f"{address}?sig=abc"))
+    path = "/stac/search"
+    answer = json.loads(catalogue.server.files[path])
+    answer["links"] = [{"rel": "next", "href": f"{catalogue.server.url}{path}", "type": "application/geo+json", "method": "GET"}]
+    catalogue.server.files[path] = json.dumps(answer).encode()
+    assert "names 5 images or more; give a shorter --season or a smaller region" in refused(capsys)
+    assert len([asked for asked in catalogue.server.paths() if asked.startswith(path)]) <= 6
+
+
+def test_bands_of_another_size_or_system_land_where_they_lie(catalogue):
+    """Red at half the resolution, the mask in the neighbouring zone: files decide, not what the item says of them."""
+    rows = np.repeat(np.arange(1000, 1000 + SIDE // 2), 2)
+    arrays = sentinel2(3000)
+    arrays["red"] = np.broadcast_to(rows[::2, None], (SIDE // 2, SIDE // 2)).astype("uint16")
+    catalogue.add("one", arrays)
+    left, bottom, right, top = transform_bounds("EPSG:32616", "EPSG:32617", LEFT_M, TOP_M - 10 * SIDE, LEFT_M + 10 * SIDE, TOP_M)
+    shape = (int(top - bottom) // 20 + 20, int(right - left) // 20 + 20)
+    mask = np.full(shape, VEGETATION, dtype="uint8")
+    catalogue.server.files["/one/scl.tif"] = image(mask, "EPSG:32617", left // 20 * 20 - 100, top // 20 * 20 + 100, 20)
+    assert acquire("--bands red nir") == 0
+    assert np.array_equal(written()[0], np.broadcast_to(rows[20:290, None], (270, 270)))
+    assert (written()[1] == 6000).all()
+
+
+def test_the_planetary_computer_signs_at_the_address_of_the_table(catalogue, monkeypatch):
+    """The real package, whose tokens come from this machine."""
+    sas = pytest.importorskip("planetary_computer.sas")
+    catalogue.add("one", sentinel2(3000))
+    url = catalogue.server.url
+    Path("mirror.yaml").write_text(f"planetary_computer: {url}/stac\nplanetary_computer_token: {url}/token\n")
+    monkeypatch.setattr(sas, "BLOB_STORAGE_DOMAIN", url.removeprefix("http://"))
+    monkeypatch.setattr(sas, "TOKEN_CACHE", {})
+    catalogue.server.files["/token/127/one"] = b'{"msft:expiry": "2099-01-01T00:00:00Z", "token": "sig=abc"}'
     assert acquire("--bands red --catalogue planetary_computer") == 0
-    asked = {path for path in catalogue.server.paths() if ".tif" in path}
-    assert asked and all(path.endswith("?sig=abc") for path in asked)
+    assert (written() == 3000).all() and sum(path.startswith("/token") for path in catalogue.server.paths()) <= 2
+    assert all("sig=abc" in path for path in catalogue.server.paths() if path.endswith(".tif"))
+
+
+@pytest.mark.parametrize("fault", [Fault(status=404), Fault(content=b"<html>"), Fault(content=b"{}")], ids=["404", "web page", "no token"])
+def test_a_token_that_is_none_is_one_sentence(catalogue, capsys, monkeypatch, fault):
+    sas = pytest.importorskip("planetary_computer.sas")
+    catalogue.add("one", sentinel2(3000))
+    url = catalogue.server.url
+    Path("mirror.yaml").write_text(f"planetary_computer: {url}/stac\nplanetary_computer_token: {url}/token\n")
+    monkeypatch.setattr(sas, "BLOB_STORAGE_DOMAIN", url.removeprefix("http://"))
+    monkeypatch.setattr(sas, "TOKEN_CACHE", {})
+    catalogue.server.files["/token/127/one"] = b""
+    catalogue.server.faults["/token/127/one"] = [fault] * 99
+    assert "image one of planetary_computer cannot be read" in refused(capsys, "--bands red --catalogue planetary_computer")

@@ -13,7 +13,7 @@ from imagery2flow.sources import synthetic
 from imagery2flow.sources.synthetic import DECAY_M, GRAVITY, LAND_USES, best_prediction, generate_metro
 
 IDS = {"h_geocode": str, "w_geocode": str, "geocode": str}
-FILES = {"scene.tif", "units.gpkg", "flows.csv", "population.csv", "law.csv"}
+FILES = {"scene.tif", "land_use.tif", "units.gpkg", "flows.csv", "population.csv", "law.csv"}
 
 
 def make(folder, **changes):
@@ -35,7 +35,7 @@ def table(metro, name):
 def test_the_same_seed_gives_the_same_city_and_another_seed_another(metro, tmp_path):
     again, other = make(tmp_path / "again"), make(tmp_path / "other", seed=6)
     assert {path.name for path in metro.iterdir()} == FILES
-    for name in ("scene.tif", "flows.csv", "population.csv", "law.csv"):
+    for name in ("scene.tif", "land_use.tif", "flows.csv", "population.csv", "law.csv"):
         assert (again / name).read_bytes() == (metro / name).read_bytes()
         assert (other / name).read_bytes() != (metro / name).read_bytes()
     ids = [set(gpd.read_file(folder / "units.gpkg").GEOID20) for folder in (metro, again, other)]
@@ -49,6 +49,14 @@ def test_the_scene_names_its_bands_and_lies_in_the_utm_zone(metro, tmp_path):
         assert scene.read().min() >= 1  # 0 is nodata, and the scene has none
     with rasterio.open(make(tmp_path, utm_zone=11) / "scene.tif") as scene:
         assert scene.crs.to_epsg() == 32611
+
+
+def test_the_land_use_has_the_numbers_of_the_paper_and_explains_the_scene(metro):
+    with rasterio.open(metro / "land_use.tif") as classes, rasterio.open(metro / "scene.tif") as scene:
+        assert (classes.transform, classes.crs, classes.nodata, classes.dtypes) == (scene.transform, scene.crs, 0, ("uint8",))
+        number, near_infrared = classes.read(1), scene.read(2)
+    assert set(np.unique(number)) <= {0, 2, 3, 4, 5, 6}
+    assert near_infrared[number == 0].max() < near_infrared[number == 4].min(), "water is darker than any park"
 
 
 def test_units_tile_the_scene_and_their_ids_are_text_that_begins_with_0(metro):
