@@ -19,8 +19,8 @@ function findMatches() {
 function showOptions(open) {
   const first = Math.min(Math.max(search.active - OPTIONS_SHOWN + 1, 0), Math.max(search.matches.length - OPTIONS_SHOWN, 0));
   const options = search.matches.slice(first, first + OPTIONS_SHOWN).map((unit, i) => {
-    const option = make("li", units.ids[unit], { id: `option-${first + i}`, role: "option", ariaSelected: String(first + i === search.active) });
-    Object.assign(option, { ariaPosInSet: String(first + i + 1), ariaSetSize: String(search.matches.length) });
+    const place = { "aria-posinset": first + i + 1, "aria-setsize": search.matches.length, "aria-selected": first + i === search.active };
+    const option = make("li", units.ids[unit], { id: `option-${first + i}`, role: "option", ...place });
     option.addEventListener("pointerdown", (event) => {
       event.preventDefault(); // the field keeps the focus
       takeOption(unit, event.timeStamp);
