@@ -203,6 +203,11 @@ def test_filters_by_volume_and_distance(page):
     assert [row[1] for row in rows(page)] == ["00"]
     page.find_element(ID, "reset").click()
     assert [row[1] for row in rows(page)] == ["00", "01", "02"]
+    page.find_element(ID, "volume-high").send_keys("10")
+    assert [row[1] for row in rows(page)] == ["01", "02"]
+    page.find_element(ID, "distance-low").send_keys("1.5")
+    assert [row[1] for row in rows(page)] == ["02"]
+    page.find_element(ID, "reset").click()
     page.find_element("css selector", "input[value=out]").click()
     assert [row[0] for row in rows(page)] == ["within", "out"]
     page.find_element("css selector", "input[value=in]").click()
@@ -231,7 +236,7 @@ def test_everything_is_done_with_the_keyboard(page):
     press(page, "0", Keys.ARROW_DOWN, Keys.ARROW_DOWN)
     assert page.find_element(ID, "search").get_attribute("aria-activedescendant") == "option-1"
     assert page.find_element(ID, "option-1").get_attribute("aria-selected") == "true"
-    assert text(page, "matches") == "3 units match"
+    assert page.find_element(ID, "matches").get_attribute("textContent") == "3 units match"
     press(page, Keys.ENTER)
     assert (text(page, "chosen"), focused(page)) == ("Unit 01", "search")
     assert page.find_element(ID, "search").get_attribute("aria-expanded") == "false"
@@ -268,6 +273,15 @@ def test_everything_is_done_with_the_keyboard(page):
     assert [name for name in visited if name in order] == order
     press(page, Keys.TAB, Keys.TAB)  # out of the frame of the table into its first head
     assert page.execute_script("return document.activeElement.closest('th') !== null")
+
+
+def test_a_search_without_a_match_says_so_and_chooses_nothing(page):
+    field = page.find_element(ID, "search")
+    field.send_keys("99")
+    assert text(page, "matches") == "0 units match"
+    assert not page.find_element(ID, "options").is_displayed()
+    field.send_keys("\n")
+    assert not page.find_element(ID, "details").is_displayed()
 
 
 def test_controls_have_names_and_changes_are_announced(page):

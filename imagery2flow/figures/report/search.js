@@ -13,7 +13,13 @@ function findMatches() {
     else if (place > 0) holds.push(unit);
   }
   Object.assign(search, { matches: [...begins, ...holds], active: -1 });
-  element("matches").textContent = text === "" ? "" : `${numberText(search.matches.length)} units match`;
+  sayMatches(text === "" ? "" : `${numberText(search.matches.length)} units match`);
+}
+
+// Who sees the page sees the list; only that nothing matches must be shown.
+function sayMatches(text) {
+  element("matches").textContent = text;
+  element("matches").classList.toggle("unseen", search.matches.length > 0);
 }
 
 function showOptions(open) {
@@ -37,7 +43,7 @@ function showOptions(open) {
 
 function takeOption(unit, started) {
   element("search").value = units.ids[unit];
-  element("matches").textContent = "";
+  sayMatches("");
   showOptions(false);
   choose(unit, started);
 }
