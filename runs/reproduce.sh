@@ -117,4 +117,4 @@ fi
 printf '\n%d steps were done before, %d now\n' $done_before $done_now
 for sensor in $sensors; do python -m imagery2flow results --log "${source}_${sensor}_$year" --output_dir "$outputs" --data_root "$data"; done
 # shellcheck disable=SC2086  # several names
-python runs/transfer_matrix.py --output_dir "$outputs" --year $year --regions $regions --tags $sensors
+python runs/transfer_matrix.py --output_dir "$outputs" --year $year --regions $targets --tags $sensors

@@ -99,9 +99,11 @@ def draw_values(axis: Axes, units: gpd.GeoSeries, values: np.ndarray, mappable: 
 
 
 def draw_absent(axis: Axes, units: gpd.GeoSeries) -> None:
-    """Units without a value."""
+    """Units without a value, hatched as one shape: thousands of hatches take long."""
     if len(units):
-        units.plot(ax=axis, facecolor=LIGHT_GREY, edgecolor=HATCH_COLOUR, hatch=HATCH, linewidth=0.1, aspect=None)
+        gpd.GeoSeries([units.union_all()], crs=units.crs).plot(
+            ax=axis, facecolor=LIGHT_GREY, edgecolor=HATCH_COLOUR, hatch=HATCH, linewidth=0.1, aspect=None
+        )
 
 
 def absent_handle(label: str) -> Patch:

@@ -15,7 +15,7 @@ from imagery2flow.figures.style import COLOURS, GREY, LINE_STYLES, TICK_SIZE, TI
 from imagery2flow.flows.distance_decay import EXPONENTIAL, DistanceDecay
 
 OBSERVED = "observed"
-FITTED = "exponential fitted to the observed, with its Kolmogorov-Smirnov D and Akaike weight among three laws"
+FITTED = "exponential fitted to the observed, with its Kolmogorov-Smirnov D and Akaike weight among three laws (powers above 1)"
 PANELS_PER_ROW = 4
 PANEL_WIDTH, PANEL_HEIGHT = 2.7, 2.5  # inches
 RELATION_WIDTH, RELATION_HEIGHT = 3.5, 3.6  # inches

@@ -44,7 +44,7 @@ def origin_error_map(origins: Mapping[str, pd.DataFrame], units: gpd.GeoSeries, 
     bar.set_label(label, fontsize=LABEL_SIZE)
     bar.ax.tick_params(labelsize=TICK_SIZE)
     if any(np.isnan(value).any() for value in values.values()):
-        legend_below(figure, [absent_handle("no observed flow out of the unit")])
+        legend_below(figure, [absent_handle("no scored flow out of the unit: learned from, or nobody commutes")])
     return figure
 
 

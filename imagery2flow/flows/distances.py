@@ -55,5 +55,5 @@ def measure(config: DistancesConfig, graph: RegionGraph, ledger: Ledger) -> np.n
     if config.distance == "osrm":
         assert config.osrm_url is not None
         return osrm_distances(config.osrm_url, *places)
-    assert config.osm_path is not None
-    return road_distances(read_roads(config.osm_path, ledger), *places)
+    assert config.osm_pbf is not None
+    return road_distances(read_roads(config.osm_pbf, ledger), *places)

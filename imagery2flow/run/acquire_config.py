@@ -132,6 +132,13 @@ class AcquireConfig:
         }
 
     @property
+    def run_file(self) -> Path:
+        """What tells of this call: of parts of the data under a name of their own, so that a later call for others leaves it."""
+        sensor = [self.sensor] if "imagery" in self.what else []
+        parts = [] if self.what == list(KINDS) else [*self.what, *sensor, str(self.year)]
+        return self.folder / f"{'_'.join(['acquire', *parts, 'run'])}.json"
+
+    @property
     def imagery_path(self) -> Path:
         """The imagery."""
         return self.folder / f"{self.sensor}_{self.year}.tif"

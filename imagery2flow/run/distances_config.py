@@ -17,7 +17,7 @@ class DistancesConfig:
         distance: osrm asks an OSRM server for the length of the fastest way by car; osm reckons the shortest way for cars on an extract of OpenStreetMap.
         output_path: Table to write, CSV or Parquet: h_geocode, w_geocode, distance_m.
         osrm_url: Address of the OSRM server: http://localhost:5000.
-        osm_path: Extract of OpenStreetMap that covers the units and what lies between them: .osm.pbf or .osm.
+        osm_pbf: Extract of OpenStreetMap that covers the units and what lies between them: .osm.pbf or .osm.
         id_column: Column of the unit ids; default GEOID20, GEOID or geocode, whichever is there.
         snap_m: A unit whose centroid lies further than this from any road, in metres, has no distances.
     """
@@ -26,12 +26,12 @@ class DistancesConfig:
     distance: Literal["osrm", "osm"]
     output_path: str
     osrm_url: str | None = None
-    osm_path: str | None = None
+    osm_pbf: str | None = None
     id_column: str | None = None
     snap_m: float = 5_000.0
 
     def __post_init__(self) -> None:
-        needed, other = ("osrm_url", "osm_path") if self.distance == "osrm" else ("osm_path", "osrm_url")
+        needed, other = ("osrm_url", "osm_pbf") if self.distance == "osrm" else ("osm_pbf", "osrm_url")
         require(getattr(self, needed) is not None, needed, None, f"given with --distance {self.distance}")
         require(getattr(self, other) is None, other, getattr(self, other), f"left out with --distance {self.distance}")
         url = self.osrm_url

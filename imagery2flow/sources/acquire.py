@@ -75,7 +75,7 @@ def acquire(config: AcquireConfig, ledger: Ledger, read_units: UnitReader, count
     if "land_cover" in config.what:
         table = fetch_land_cover(units, config, addresses, downloader, ledger, count_land_cover)
         write_table(config.folder / "land_cover.csv", table)
-    return config.folder / "acquire_run.json"
+    return config.run_file
 
 
 def present_units(config: AcquireConfig, counties: Sequence[str], ledger: Ledger, read_units: UnitReader) -> gpd.GeoDataFrame | None:

@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from odc.geo.geobox import GeoBox
     from pystac import Item
 
+MARGIN_M = 2_000.0  # of imagery around the units, for patches with their surroundings
 OUTLINE_ERROR_DEGREES = 0.02  # catalogues draw the outlines of images with few points
 SETTINGS_TAG = "IMAGERY2FLOW_SETTINGS"  # of the file: what its pixels follow from
 
@@ -104,7 +105,7 @@ def fetch_imagery(units: gpd.GeoDataFrame, config: AcquireConfig, addresses: dic
     note_scale(items, config, ledger)
     grid = make_grid(units, config)
     with block_folder(config) as folder:
-        blocks = Blocks(items, grid, config, folder)
+        blocks = Blocks(items, grid, units.to_crs(str(grid.crs)).union_all().buffer(MARGIN_M), config, folder)
         clear = blocks.make(ledger)
         ledger.leave_out(
             "images without a clear pixel of the region", [item.id for item, count in zip(items, clear, strict=True) if not count]
@@ -115,7 +116,7 @@ def fetch_imagery(units: gpd.GeoDataFrame, config: AcquireConfig, addresses: dic
             "datetime": [str(item.datetime) for item in items],
             "cloud_cover": [cloud_cover_percent(item) for item in items],
             "platform": [item.properties["platform"] for item in items],
-            "valid_share": [count / (grid.width * grid.height) for count in clear],
+            "valid_share": [count / blocks.num_pixels for count in clear],
         }
         write_table(path.with_name(f"{path.stem}_scenes.csv"), pd.DataFrame(table))
         write_imagery(blocks, config)  # last: what is there is whole
@@ -206,13 +207,17 @@ class Blocks:
     Args:
         items: Images.
         grid: Pixels of the composite.
+        place: What is asked for, in the grid's CRS; blocks that do not meet it are left empty.
         config: Settings.
         folder: Where finished blocks are kept.
     """
 
-    def __init__(self, items: Sequence[Item], grid: GeoBox, config: AcquireConfig, folder: Path) -> None:
+    def __init__(self, items: Sequence[Item], grid: GeoBox, place: shapely.Geometry, config: AcquireConfig, folder: Path) -> None:
         self.items, self.grid, self.config, self.folder = items, grid, config, folder
-        self.windows = list(blocks_of(grid, config.block))
+        shapely.prepare(place)
+        windows = blocks_of(grid, config.block)
+        self.windows = [window for window in windows if place.intersects(shapely.box(*grid[window].boundingbox.bbox))]
+        self.num_pixels = sum(grid[window].shape[0] * grid[window].shape[1] for window in self.windows)
 
     def make(self, ledger: Ledger) -> np.ndarray:
         """Makes the blocks that are not there; returns the number of clear pixels of each image [num_items].

@@ -8,6 +8,7 @@ import rasterio
 from imagery2flow.figures.study import Pictures, overview, read_study, read_vectors
 from imagery2flow.flows.metrics import cpc
 from imagery2flow.run.errors import InputError, MissingInputError, TableError
+from imagery2flow.run.files import sha256
 from imagery2flow.run.stage import Ledger
 from tests.figures.runs import squares
 
@@ -23,10 +24,16 @@ def write_place(root, folder, region, year=2020, stage="test_ODPrediction", univ
     squares(["00", "01", "02"]).to_file(home / "units.gpkg")
     held = {"split": ["train", "test", "test", "test"]} if stage == "train_ODPrediction" else {"scored": [False, True, True, True]}
     for decoder, factor in (("lightgbm", 2.0), ("bilinear", 0.5)):
-        flows.assign(prediction=flows["count"] * factor, **held).to_csv(folder / f"predictions_{decoder}.csv", index=False)
+        flows.assign(
+            prediction=flows["count"] * factor, **{key: [values[row] for row in flows.index] for key, values in held.items()}
+        ).to_csv(folder / f"predictions_{decoder}.csv", index=False)
     config = {"region": [region], "year": year, "log": folder.name, "data_root": str(root / "data"), "split": "origin"}
     config |= {"universe": universe, "node_feats_path": [str(home / "vectors.csv")]}
-    (folder / "run.json").write_text(json.dumps({"stage": stage, "config": config, "ledger": {}, "inputs_sha256": {}}))
+    model = folder if stage == "train_ODPrediction" else folder.parent
+    if model == folder:
+        (model / "od_model.pt").write_bytes(b"weights")
+    read = {} if model == folder else {f"{model}/od_model.pt": sha256(model / "od_model.pt")}
+    (folder / "run.json").write_text(json.dumps({"stage": stage, "config": config, "ledger": {}, "inputs_sha256": read}))
     (folder / "metrics.json").write_text(json.dumps({"lightgbm": {"gt10": SCORE}, "constant": {"gt10": SCORE}}))
 
 
@@ -95,14 +102,61 @@ def test_models_of_different_universes_are_refused(model, tmp_path, ledger):
         read_study([], ledger)
 
 
-def test_joined_folds_replace_the_single_split_of_the_own_region(model, ledger):
-    folder = model.with_name("M1_s2_folds")
+def write_folds(model, prediction=7.0):
+    folder = model.with_name(f"{model.name}_folds")
     folder.mkdir()
-    FLOWS.assign(prediction=7.0, fold=0).to_csv(folder / "predictions_lightgbm.csv", index=False)
+    for decoder in ("lightgbm", "bilinear"):
+        FLOWS.assign(prediction=prediction, fold=0).to_csv(folder / f"predictions_{decoder}.csv", index=False)
+
+
+def test_joined_folds_replace_the_single_split_of_the_own_region(model, ledger):
+    write_folds(model)
     study = read_study([model], ledger)
     assert study["M1"].predictions["LightGBM"].prediction.tolist() == [7.0] * 3
-    assert len(study["M1"].predictions["bilinear"]) == 2, "those folds were not joined"
     assert study["M2"].predictions["LightGBM"].prediction.tolist() == [40.0, 60.0]
+
+
+def test_folds_of_one_of_two_models_are_not_compared_with_the_split_of_the_other(model, tmp_path, ledger):
+    write_place(tmp_path, model.with_name("M1_l8"), "M1", stage="train_ODPrediction")
+    write_folds(model)
+    assert {len(table) for table in read_study([model, model.with_name("M1_l8")], ledger)["M1"].predictions.values()} == {2}
+
+
+def test_all_predictors_hold_the_same_pairs_in_one_order_and_the_others_are_named(model, tmp_path, ledger):
+    other = model.with_name("M1_l8")
+    write_place(tmp_path, other, "M1", stage="train_ODPrediction", flows=FLOWS.iloc[[3, 0, 1]])  # a unit without a patch; another order
+    study = read_study([model, other], ledger)
+    for table in study["M1"].predictions.values():
+        assert table[["h_geocode", "w_geocode"]].to_numpy().tolist() == [["02", "00"]]
+    assert ledger.left_out["flows of M1 that LightGBM, M1_s2 predicts but others do not"] == ["01 to 02"]
+    assert not [reason for reason in ledger.left_out if "M1_l8" in reason]
+
+
+def test_regions_tested_with_an_earlier_model_are_left_out(model, ledger):
+    (model / "od_model.pt").write_bytes(b"trained again")
+    assert list(read_study([model], ledger)) == ["M1"]
+    assert any("not of the present" in reason for reason in ledger.left_out)
+
+
+def test_a_region_whose_flows_nobody_knows_has_neither_flows_nor_scored_predictions(model, tmp_path, ledger):
+    write_place(tmp_path, model / "M3_2020", "M3", flows=FLOWS.assign(count=np.nan))
+    (model / "M3_2020/metrics.json").unlink()
+    region = read_study([model], ledger)["M3"]
+    assert len(region.flows) == 0
+    assert {len(table) for table in region.predictions.values()} == {0}
+    assert region.scores == {}
+
+
+def test_the_decay_is_of_all_flows_and_the_divergence_of_the_held_out_ones(model, ledger):
+    region = read_study([model], ledger)["M1"]
+    shares, decay = region.decay()
+    # From 00 to 00: no distance. 01 to 02 is 1 km, 02 to 00 is 2 km, with 20 and 30 commuters.
+    assert shares["observed"].to_dict() == pytest.approx({1: 0.4, 2: 0.6})
+    assert shares["LightGBM"].to_dict() == pytest.approx({1: 0.4, 2: 0.6}), "twice each"
+    assert decay.num_commuters == 50
+    assert decay.lambda_per_km == pytest.approx(1 / 0.6)
+    table = region.decay_divergences()
+    assert table.loc["bilinear"].to_dict() == pytest.approx({"kl_bits": 0, "js_bits": 0, "num_pairs": 2}, abs=1e-9)
 
 
 def test_tables_of_a_region_keep_ids_as_text_and_may_be_absent(model, tmp_path, ledger):
@@ -110,9 +164,21 @@ def test_tables_of_a_region_keep_ids_as_text_and_may_be_absent(model, tmp_path, 
     assert region.population() is None
     (tmp_path / "data/M1/population.csv").write_text("geocode,population\n01,5\n00,7\n")
     assert region.population().to_dict() == {"01": 5.0, "00": 7.0}
+    record = json.loads((model / "run.json").read_text())
+    record["config"] |= {"population_path": [str(tmp_path / "census.csv")], "population_column": "people"}
+    (model / "run.json").write_text(json.dumps(record))
+    (tmp_path / "census.csv").write_text("geocode,people\n02,9\n")
+    assert read_study([model], ledger)["M1"].population().to_dict() == {"02": 9.0}, "what the run itself read"
     (tmp_path / "data/M1/land_use.csv").write_text("GEOID,class_2\n01,5\n")
     with pytest.raises(TableError, match=r"land_use.csv has no column geocode; name the column of the ids so"):
         region.table("land_use.csv")
+
+
+def test_regions_that_were_moved_are_found(model, tmp_path, ledger):
+    (tmp_path / "data").rename(tmp_path / "elsewhere")
+    study = read_study([model], ledger, data_root=str(tmp_path / "elsewhere"))
+    assert study["M2"].folder == tmp_path / "elsewhere/M2"
+    assert len(study["M2"].units) == 3
 
 
 def test_vectors_are_the_numbered_columns(tmp_path):

@@ -33,7 +33,7 @@ def test_units_have_the_colour_of_their_cpc_and_those_without_are_hatched():
     assert absent.get_hatch() == HATCH
     assert [path.vertices[:, 0].min() for path in absent.get_paths()] == [1]  # b
     assert panel.get_title() == "bilinear\nn = 3 of 4 units"
-    assert legend_texts(figure)[1:] == ["no observed flow out of the unit"]
+    assert legend_texts(figure)[1:] == ["no scored flow out of the unit: learned from, or nobody commutes"]
     assert bar.get_ylabel() == "CPC of the flows\nout of the unit"
     assert bar.get_ylim() == pytest.approx((low, high))
 

@@ -31,7 +31,7 @@ FLAGS = ["distances", "--units_path", "units.gpkg", "--output_path", "distances.
 
 
 def test_the_table_is_what_the_stages_read(streets):
-    assert main([*FLAGS, "--distance", "osm", "--osm_path", "town.osm", "--snap_m", "300"]) == 0
+    assert main([*FLAGS, "--distance", "osm", "--osm_pbf", "town.osm", "--snap_m", "300"]) == 0
     units = read_units("units.gpkg", None, Ledger("test", quiet=True))
     graph = build_graph(units, "distances.csv", Ledger("test", quiet=True))
     straight = build_graph(units, None, Ledger("test", quiet=True)).edge_distance_m()
@@ -49,10 +49,10 @@ def test_the_table_is_what_the_stages_read(streets):
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        (["--distance", "osm"], "--osm_path None must be given with --distance osm"),
+        (["--distance", "osm"], "--osm_pbf None must be given with --distance osm"),
         (["--distance", "osrm", "--osrm_url", "localhost:5000"], "must be an address that begins with http"),
-        (["--distance", "osm", "--osm_path", "a.osm", "--osrm_url", "http://b"], "must be left out with --distance osm"),
-        (["--distance", "osm", "--osm_path", "absent.osm.pbf"], "absent.osm.pbf does not exist"),
+        (["--distance", "osm", "--osm_pbf", "a.osm", "--osrm_url", "http://b"], "must be left out with --distance osm"),
+        (["--distance", "osm", "--osm_pbf", "absent.osm.pbf"], "absent.osm.pbf does not exist"),
     ],
 )
 def test_bad_settings_are_one_sentence(streets, capsys, flags, says):
@@ -66,6 +66,6 @@ def test_bad_settings_are_one_sentence(streets, capsys, flags, says):
 
 def test_roads_of_another_place_are_refused(streets, capsys):
     write_osm(streets / "elsewhere.osm", {1: (0, 0), 2: (0.01, 0)}, [([1, 2], {"highway": "residential"})])
-    assert main([*FLAGS, "--distance", "osm", "--osm_path", "elsewhere.osm"]) == 2
+    assert main([*FLAGS, "--distance", "osm", "--osm_pbf", "elsewhere.osm"]) == 2
     assert "no two neighbours among the 30 units units.gpkg are joined by road" in capsys.readouterr().err
     assert not (streets / "distances.csv").exists()

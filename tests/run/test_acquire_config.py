@@ -1,5 +1,7 @@
 """Settings of ``python -m imagery2flow acquire``: flags, types, ranges."""
 
+from pathlib import Path
+
 import pytest
 
 from imagery2flow.run.acquire_config import AcquireConfig
@@ -73,3 +75,15 @@ def test_bad_settings_are_one_sentence(capsys, flags, says):
     assert end.value.code == 2
     error = capsys.readouterr().err
     assert says in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ({}, "acquire_run.json"),
+        ({"what": ["flows"], "year": 2010}, "acquire_flows_2010_run.json"),
+        ({"what": ["units,imagery"], "sensor": "l8"}, "acquire_units_imagery_l8_2020_run.json"),
+    ],
+)
+def test_a_call_for_parts_of_the_data_does_not_replace_what_tells_of_the_others(settings, name):
+    assert AcquireConfig(region="M1", **settings).run_file == Path("data/M1") / name

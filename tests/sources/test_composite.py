@@ -18,7 +18,7 @@ import shapely
 
 from imagery2flow.__main__ import main
 from imagery2flow.sources import composite
-from tests.sources.catalogue import LEFT_M, SIDE, TOP_M, sentinel2
+from tests.sources.catalogue import LEFT_M, SIDE, TOP_M, UNITS_M, sentinel2
 
 FLAGS = "--bands red --block 256"  # 270 x 270 pixels: four blocks
 KILLED_AT_THE_THIRD_BLOCK = """
@@ -65,7 +65,9 @@ def kept():
 
 
 def notes():
-    return json.loads(Path("data/here/acquire_run.json").read_text())["ledger"]["notes"]
+    return json.loads(max(Path("data/here").glob("acquire*_run.json"), key=lambda path: path.stat().st_mtime_ns).read_text())["ledger"][
+        "notes"
+    ]
 
 
 @pytest.fixture
@@ -99,7 +101,7 @@ def made(monkeypatch):
 def check_equal(whole):
     assert np.array_equal(written(), whole[0])
     assert pd.read_csv("data/here/s2_2020_scenes.csv").equals(whole[1])
-    assert names() == {"units.gpkg", "s2_2020.tif", "s2_2020_scenes.csv", "acquire_run.json"}
+    assert names() == {"units.gpkg", "s2_2020.tif", "s2_2020_scenes.csv", "acquire_imagery_s2_2020_run.json"}
 
 
 @pytest.mark.parametrize(("name", "status"), [("SIGKILL", -signal.SIGKILL), ("SIGTERM", 143)])
@@ -132,7 +134,7 @@ def test_a_full_disk_while_blocks_are_kept(whole, made, capfd):
     with files_of_at_most(100_000):  # a block of noise is larger
         assert acquire() == 2
     assert capfd.readouterr().err.splitlines()[-1].startswith("acquire: error: a disk is full ([Errno 27] File too large")
-    assert kept() == [] and names() == {"units.gpkg", "acquire_run.json"}
+    assert kept() == [] and names() == {"units.gpkg", "acquire_imagery_s2_2020_run.json"}
     made.clear()
     assert acquire() == 0
     assert len(made) == 4
@@ -309,3 +311,17 @@ def test_without_the_packages_nothing_is_fetched(catalogue, capsys, monkeypatch)
     sentence = refused(capsys, "")
     assert 'install them with: pip install "imagery2flow[acquire]", or leave imagery out of --what' in sentence
     assert catalogue.server.asked == []
+
+
+def test_blocks_away_from_the_units_are_not_read(three_images, made, monkeypatch):
+    monkeypatch.setattr(composite, "MARGIN_M", 0.0)
+    left, bottom, right, top = UNITS_M
+    corners = [shapely.box(left, top - 90, left + 90, top), shapely.box(right - 90, bottom, right, bottom + 90)]
+    gpd.GeoDataFrame({"geocode": ["a", "b"]}, geometry=corners, crs="EPSG:32616").to_file("data/here/units.gpkg")
+    assert acquire() == 0
+    assert made == [(256, 256), (14, 14)], "the first and the last of four blocks"
+    values = written()[0]
+    assert values[:256, :256].any() and values[256:, 256:].any()
+    assert not values[:256, 256:].any() and not values[256:, :256].any()
+    shares = pd.read_csv("data/here/s2_2020_scenes.csv").set_index("item").valid_share
+    assert shares.max() < 1 and shares["image2"] < shares["image0"]

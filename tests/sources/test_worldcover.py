@@ -58,7 +58,9 @@ def written():
 
 
 def notes():
-    return json.loads(Path("data/coast/acquire_run.json").read_text())["ledger"]["notes"]
+    return json.loads(max(Path("data/coast").glob("acquire*_run.json"), key=lambda path: path.stat().st_mtime_ns).read_text())["ledger"][
+        "notes"
+    ]
 
 
 def area_m2(west, south, east, north):
