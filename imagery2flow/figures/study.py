@@ -6,7 +6,6 @@ models with the model's name behind it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +22,7 @@ from imagery2flow.flows.metrics import ScoredPairs
 from imagery2flow.flows.table import UNIVERSES
 from imagery2flow.imagery.patch_files import find_patches, read_patch
 from imagery2flow.run.errors import InputError, MissingInputError, TableError
-from imagery2flow.run.files import read_table
+from imagery2flow.run.files import read_json, read_table
 from imagery2flow.run.report_config import ReportConfig
 from imagery2flow.run.stage import Ledger
 
@@ -170,7 +169,9 @@ class Pictures(Sequence[np.ndarray]):
         record = Path(f"{features}.run.json")
         if not record.is_file():
             raise MissingInputError(f"{record}, which names the patches, does not exist; write the vectors again with get_img_embedding.py")
-        self.files = find_patches(json.loads(record.read_text())["config"]["data_path"], (), ledger)
+        self.files = find_patches(
+            read_json(record, "run file", "write the vectors again with get_img_embedding.py")["config"]["data_path"], (), ledger
+        )
         self.geocodes = list(self.files.paths)
 
     def __len__(self) -> int:

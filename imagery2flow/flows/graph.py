@@ -172,7 +172,7 @@ def read_long_distances(path: str | Path) -> pd.DataFrame:
     if {"h_geocode", "w_geocode", "distance_m"} <= set(table.columns):
         return table
     if {"h_geocode", "w_geocode"} & set(table.columns):
-        listing = ", ".join(map(str, table.columns))
+        listing = shown(table.columns)
         raise TableError(f"distances {path} need the columns h_geocode, w_geocode and distance_m, but have {listing}; rename or add them")
     check_header(path)
     square = table.set_index(table.columns[0]).rename_axis("h_geocode")

@@ -182,7 +182,7 @@ def read_split(path: str, kind: str, geocodes: Sequence[str], ledger: Ledger) ->
     ledger.reads(path)
     faults = Faults(f"split {path}")
     if not {"geocode", "split"} <= set(table.columns):
-        raise TableError(f"split {path} needs the columns geocode and split, but has {', '.join(map(str, table.columns))}; rename them")
+        raise TableError(f"split {path} needs the columns geocode and split, but has {shown(table.columns)}; rename them")
     wrong = table[~table.split.isin(SPLITS)]
     if len(wrong):
         faults.add(f"{len(wrong)} values are not among {', '.join(SPLITS)} ({shown(wrong.split)}); correct them")
@@ -236,7 +236,7 @@ def read_unit_column(path: str, what: str, column: str, flag: str, geocodes: Seq
     ledger.reads(path)
     if not {"geocode", column} <= set(table.columns):
         raise TableError(
-            f"{what} {path} needs the columns geocode and {column}, but has {', '.join(map(str, table.columns[:8]))}, ...; name the column with {flag}"
+            f"{what} {path} needs the columns geocode and {column}, but has {shown(table.columns)}; name the column with {flag}"
         )
     faults = Faults(f"{what} {path}")
     check_unit_ids(table.geocode, geocodes, faults)

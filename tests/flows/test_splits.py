@@ -252,7 +252,7 @@ def test_a_population_that_is_no_number_is_refused(tmp_path, ledger):
 
 def test_a_population_without_its_column_or_with_repeated_ids_is_refused(tmp_path, ledger):
     path = write(tmp_path / "population.csv", "geocode,P1\n0002,20\n0002,10\n")
-    with pytest.raises(TableError, match=r"needs the columns geocode and population, but has geocode, P1, .*--population_column"):
+    with pytest.raises(TableError, match=r"needs the columns geocode and population, but has geocode, P1; .*--population_column"):
         read_population(path, "population", ("0002",), ledger)
     with pytest.raises(TableError, match=r"1 ids occur more than once \(0002\)"):
         read_population(path, "P1", ("0002",), ledger)
