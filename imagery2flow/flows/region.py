@@ -284,9 +284,7 @@ def read_embeddings(path: str, units: pd.Index, ledger: Ledger) -> pd.DataFrame:
     table = read_table(path, "features", ("geocode",))
     ledger.reads(path)
     if "geocode" not in table.columns:
-        if table.index.name != "geocode":
-            raise TableError(f"features {path} have no column geocode, but {shown(table.columns)}; name the column of ids geocode")
-        table = table.reset_index()
+        raise TableError(f"features {path} have no column geocode, but {shown(table.columns)}; name the column of ids geocode")
     ledger.take_in("embeddings", len(table))
     table.columns = table.columns.astype(str)
     faults = Faults(f"features {path}")

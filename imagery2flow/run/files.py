@@ -162,7 +162,9 @@ def read_table(path: str | Path, what: str, text_columns: Iterable[str | int]) -
         raise InputError(f"{what} {path} has an unknown suffix; name a file that ends in {', '.join(TABLE_SUFFIXES)}")
     try:
         if path.name.endswith(".parquet"):
-            return with_text_ids(pd.read_parquet(path), text_columns, f"{what} {path}")
+            table = pd.read_parquet(path)
+            check_encoding(table)
+            return with_text_ids(table, text_columns, f"{what} {path}")
         columns = pd.read_csv(path, nrows=0).columns
         ids = {columns[name] if isinstance(name, int) else name for name in text_columns if name != 0 or len(columns)}
         # "NA" is missing as a number, but an id may be NA: of ids only the empty cell is missing.
@@ -176,8 +178,18 @@ def read_table(path: str | Path, what: str, text_columns: Iterable[str | int]) -
         ) from error
 
 
+def check_encoding(table: pd.DataFrame) -> None:
+    """Lets Arrow look at all text of a Parquet table, which it reads without looking: damaged text would stop whoever joins by it, much later."""
+    import pandas as pd
+    import pyarrow
+
+    for values in (table.index, *(column for _, column in table.items())):
+        if isinstance(values.dtype, pd.StringDtype):
+            pyarrow.array(values, from_pandas=True).validate(full=True)
+
+
 def with_text_ids(table: pd.DataFrame, text_columns: Iterable[str | int], where: str) -> pd.DataFrame:
-    """The table with ids that came as categories as the text that they are.
+    """The table with ids that came as its index as columns, and with those that came as categories as the text that they are.
 
     Ids that are numbers stay: who joins them says what became of their zeros.
 
@@ -187,6 +199,8 @@ def with_text_ids(table: pd.DataFrame, text_columns: Iterable[str | int], where:
     import pandas as pd
 
     asked = list(text_columns)
+    if set(asked) & set(table.index.names):
+        table = table.reset_index()
     positions = [table.columns[place] for place in asked if isinstance(place, int) and place < len(table.columns)]
     for name in [name for name in asked if name in table.columns] or positions:
         ids = table[name].astype("object") if isinstance(table[name].dtype, pd.CategoricalDtype) else table[name]
