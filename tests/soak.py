@@ -79,7 +79,16 @@ def write_scene(folder: Path, units: int) -> Path:
     rows = math.ceil(units / COLUMNS)
     path, shape = folder / "scene.tif", (3, rows * SIDE_PX, min(units, COLUMNS) * SIDE_PX)
     profile = {"count": 3, "height": shape[1], "width": shape[2], "dtype": "uint8", "tiled": True, "blockxsize": 256, "blockysize": 256}
-    with rasterio.open(path, "w", driver="GTiff", compress="deflate", zlevel=1, crs="EPSG:32618", transform=rasterio.Affine(30, 0, 5e5, 0, -30, 45e5), **profile) as scene:
+    with rasterio.open(
+        path,
+        "w",
+        driver="GTiff",
+        compress="deflate",
+        zlevel=1,
+        crs="EPSG:32618",
+        transform=rasterio.Affine(30, 0, 5e5, 0, -30, 45e5),
+        **profile,
+    ) as scene:
         scene.write(np.random.default_rng(0).integers(1, 255, shape, dtype=np.uint8))
         scene.descriptions = ("red", "nir", "thermal")
     return path
@@ -92,7 +101,9 @@ def cut(folder: Path, workers: int, passed: Any) -> None:
     from imagery2flow.run.stage import Ledger
 
     size = {"mode": "grid", "size": SIDE_PX, "workers": workers}
-    cut_patches(PreprocessingConfig(input_tif_path=[str(folder / "scene.tif")], output_tif_dir=str(folder), **size), Ledger("soak", quiet=True))
+    cut_patches(
+        PreprocessingConfig(input_tif_path=[str(folder / "scene.tif")], output_tif_dir=str(folder), **size), Ledger("soak", quiet=True)
+    )
 
 
 def embed(folder: Path, workers: int, passed: Any) -> None:

@@ -119,7 +119,9 @@ def test_a_patch_holds_the_valid_pixels_whose_centre_lies_in_the_unit(grid, seed
         valid = inside & (window != 0).all(axis=0)
         assert row.valid_fraction == pytest.approx(valid.sum() / inside.sum(), abs=1e-6)
         assert (row.status == "written") == valid.any()
-        assert everywhere.sum() == sum(inside[i, j] for i, r in enumerate(rows) for j, c in enumerate(columns) if 0 <= r < HEIGHT and 0 <= c < WIDTH)
+        assert everywhere.sum() == sum(
+            inside[i, j] for i, r in enumerate(rows) for j, c in enumerate(columns) if 0 <= r < HEIGHT and 0 <= c < WIDTH
+        )
         if patch is not None:
             assert np.array_equal(patch, np.where(valid, window, 0))
 
@@ -141,7 +143,9 @@ def test_with_a_margin_a_patch_is_the_scene_around_the_unit(grid, seed):
             assert row.valid_fraction == pytest.approx((inside & (window != 0).all(axis=0)).sum() / inside.sum(), abs=1e-6)
         # Of a grid that is not turned the window is the bounding box and the margin, in whole pixels.
         if transform.b == 0:
-            side_x_m, side_y_m = (30.0, 30.0) if abs(transform.a) > 1 else (3e-4 * 111_320 * np.cos(np.radians(40 - 2e-4 * HEIGHT / 2)), 2e-4 * 111_320)
+            side_x_m, side_y_m = (
+                (30.0, 30.0) if abs(transform.a) > 1 else (3e-4 * 111_320 * np.cos(np.radians(40 - 2e-4 * HEIGHT / 2)), 2e-4 * 111_320)
+            )
             x, y = ~transform * shapely.get_coordinates(unit).T
             assert (columns.start, columns.stop) == (np.floor(x.min() - margin_m / side_x_m), np.ceil(x.max() + margin_m / side_x_m))
             assert (rows.start, rows.stop) == (np.floor(y.min() - margin_m / side_y_m), np.ceil(y.max() + margin_m / side_y_m))
