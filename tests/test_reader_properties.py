@@ -153,5 +153,5 @@ def test_the_manifest_names_the_patches_of_the_units_that_were_written(rows, shu
         assert {geocode: path.name for geocode, path in paths.items()} == {geocode: f"x_{geocode}.tif" for geocode in expected}
         assert list(paths) == list(expected)
         assert patch_sizes(folder, paths) == expected
-        assert sorted(sum(ledger.left_out.values(), [])) == sorted(set(rows) - set(expected))
+        assert sorted(geocode for left_out in ledger.left_out.values() for geocode in left_out) == sorted(set(rows) - set(expected))
         assert np.all([isinstance(size, int) for size in patch_sizes(folder, paths).values()])

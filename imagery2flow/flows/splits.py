@@ -188,7 +188,7 @@ def read_split(path: str, kind: str, geocodes: Sequence[str], ledger: Ledger) ->
         faults.add(f"{len(wrong)} values are not among {', '.join(SPLITS)} ({shown(wrong.split)}); correct them")
     check_unit_ids(table.geocode, geocodes, faults)
     faults.raise_if_any()
-    by_id = table.set_index("geocode").split
+    by_id = table.set_index("geocode").split.astype(object)  # a category takes no other value, not even none
     ledger.leave_out("units of the split file that are not in the region", by_id.index.difference(geocodes))
     return Split(kind, by_id.reindex(list(geocodes)).fillna("").to_numpy(object))
 

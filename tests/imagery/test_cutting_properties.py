@@ -1,6 +1,7 @@
 """Patches of random units on random grids against a loop over pixels, each asked by itself whether it lies in the unit."""
 
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 
 import geopandas as gpd
@@ -47,7 +48,7 @@ def holds(unit: shapely.Geometry, x: float, y: float) -> bool:
     for polygon in shapely.get_parts(unit):
         for ring in (polygon.exterior, *polygon.interiors):
             places = shapely.get_coordinates(ring)
-            for (x1, y1), (x2, y2) in zip(places[:-1], places[1:], strict=True):
+            for (x1, y1), (x2, y2) in pairwise(places):
                 crossings += (y1 > y) != (y2 > y) and x < x1 + (y - y1) * (x2 - x1) / (y2 - y1)
     return crossings % 2 == 1
 
