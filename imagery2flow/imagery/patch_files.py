@@ -173,6 +173,8 @@ def find_paths(folder: Path, ledger: Ledger) -> dict[str, Path]:
         ledger.reads(folder / "manifest.csv")
         ledger.leave_out("units without a patch", manifest.geocode[manifest.status != WRITTEN])
         written = manifest[manifest.status == WRITTEN].sort_values("geocode")
+        if written[["geocode", "path"]].isna().any(axis=None):
+            raise TableError(f"{folder}/manifest.csv has written patches without a unit or a path; run img_preprocessing.py again")
         repeated = written.geocode[written.geocode.duplicated()]
         if len(repeated):
             raise TableError(
