@@ -10,8 +10,9 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 JOBS ?= 2
 DATA ?= ../shared/data
+SECONDS ?= 600
 
-.PHONY: help demo figs test test-all test-gpu real evaluate bench acquire-check check clean
+.PHONY: help demo figs test test-all test-gpu fuzz soak real evaluate bench acquire-check check clean
 
 help:
 	@echo "make demo               a generated metro and a second city through all five stages (about 4 minutes on 2 cores, 2 of them the installation)"
@@ -19,6 +20,8 @@ help:
 	@echo "make test               install, then the test suite"
 	@echo "make test-all           also the tests that take minutes"
 	@echo "make test-gpu           the checks that need an NVIDIA GPU"
+	@echo "make fuzz SECONDS=600   spoiled tables, vector files, manifests and settings for the readers; what they do not answer rightly becomes a test"
+	@echo "make soak               memory and open files while 50,000 small units pass through stages 1 and 3"
 	@echo "make real DATA=FOLDER   all five stages on real imagery and flows; prints the table of docs/results.md"
 	@echo "make evaluate DATA=FOLDER  held-out places of real cities, five seeds, with every control (about half an hour on 2 cores)"
 	@echo "make bench DATA=FOLDER  every stage beside a plain way to do the same, and how the work grows (about half an hour on 2 cores)"
@@ -48,6 +51,12 @@ test-all: $(INSTALLED)
 
 test-gpu: $(INSTALLED)
 	$(BIN)/python -m pytest -m gpu
+
+fuzz: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz.run --seconds $(SECONDS)
+
+soak: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak
 
 real: $(INSTALLED)
 	$(BIN)/python benchmarks/real_sample.py --data $(DATA)

@@ -72,9 +72,7 @@ def read_predictions(path: str, geocodes: pd.Index, ledger: Ledger) -> pd.DataFr
     faults = Faults(f"predictions {path}")
     absent = [column for column in PREDICTION_COLUMNS if column not in table]
     if absent or table.empty:
-        problem = (
-            f"columns {', '.join(absent)} are missing among {', '.join(map(str, table.columns))}" if absent else "the table has 0 rows"
-        )
+        problem = f"columns {', '.join(absent)} are missing among {shown(table.columns)}" if absent else "the table has 0 rows"
         faults.add(f"{problem}; name a table that train_ODPrediction.py or test_ODPrediction.py wrote")
         faults.raise_if_any()
     for column in ("h_geocode", "w_geocode"):

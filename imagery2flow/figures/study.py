@@ -6,7 +6,6 @@ models with the model's name behind it. All predictors of a region hold the same
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
@@ -26,7 +25,7 @@ from imagery2flow.flows.results import is_of_model
 from imagery2flow.flows.table import UNIVERSES
 from imagery2flow.imagery.patch_files import find_patches, read_patch
 from imagery2flow.run.errors import InputError, MissingInputError, TableError
-from imagery2flow.run.files import read_table
+from imagery2flow.run.files import read_json, read_table
 from imagery2flow.run.report_config import ReportConfig
 from imagery2flow.run.stage import Ledger
 
@@ -239,7 +238,9 @@ class Pictures(Sequence[np.ndarray]):
         record = Path(f"{features}.run.json")
         if not record.is_file():
             raise MissingInputError(f"{record}, which names the patches, does not exist; write the vectors again with get_img_embedding.py")
-        self.files = find_patches(json.loads(record.read_text())["config"]["data_path"], (), ledger)
+        self.files = find_patches(
+            read_json(record, "run file", "write the vectors again with get_img_embedding.py")["config"]["data_path"], (), ledger
+        )
         self.geocodes = list(self.files.paths)
 
     def __len__(self) -> int:

@@ -71,7 +71,7 @@ def read_ids(path: Path, what: str, columns: tuple[str, ...], ledger: Ledger) ->
     table = read_table(path, what, columns)
     absent = [column for column in columns if column not in table]
     if absent:
-        raise TableError(f"{what} {path} need the columns {', '.join(columns)}, but have {', '.join(map(str, table.columns))}; rename them")
+        raise TableError(f"{what} {path} need the columns {', '.join(columns)}, but have {shown(table.columns)}; rename them")
     return table.assign(**{column: whole_ids(table[column], f"{what} {path}", ledger) for column in columns})
 
 

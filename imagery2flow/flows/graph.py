@@ -171,8 +171,8 @@ def read_long_distances(path: str | Path) -> pd.DataFrame:
     table = read_table(path, "distances", ("h_geocode", "w_geocode", 0))
     if {"h_geocode", "w_geocode", "distance_m"} <= set(table.columns):
         return table
-    if {"h_geocode", "w_geocode"} & set(table.columns):
-        listing = ", ".join(map(str, table.columns))
+    if {"h_geocode", "w_geocode", "distance_m"} & set(table.columns):
+        listing = shown(table.columns)
         raise TableError(f"distances {path} need the columns h_geocode, w_geocode and distance_m, but have {listing}; rename or add them")
     check_header(path)
     square = table.set_index(table.columns[0]).rename_axis("h_geocode")

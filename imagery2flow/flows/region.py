@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from imagery2flow.flows.graph import RegionGraph, build_graph, join_graphs
 from imagery2flow.flows.table import UNKNOWN_BLOCK, FlowTable, as_numbers, check_unit_ids, read_flows
 from imagery2flow.imagery.units import read_units
 from imagery2flow.run.errors import Faults, InputError, MissingInputError, TableError, shown
-from imagery2flow.run.files import read_table, untrained_path
+from imagery2flow.run.files import read_json, read_table, untrained_path
 from imagery2flow.run.flow_config import Place, RegionConfig
 from imagery2flow.run.stage import Ledger
 
@@ -128,7 +127,10 @@ def load_place(config: RegionConfig, place: Place, ledger: Ledger, flows_require
 def find_encoder(path: str, ledger: Ledger) -> EncoderFile | None:
     """The encoder that a table of features says it comes from, or None for a table that stage 3 did not write."""
     run_file = Path(path + ".run.json")
-    inputs = json.loads(run_file.read_text()).get("inputs_sha256", {}) if run_file.is_file() else {}
+    remedy = "make the features again with get_img_embedding.py, or remove the file"
+    inputs = read_json(run_file, "run file", remedy).get("inputs_sha256", {}) if run_file.is_file() else {}
+    if not isinstance(inputs, dict) or not all(isinstance(digest, str) for digest in inputs.values()):
+        raise InputError(f"run file {run_file} names its inputs_sha256 otherwise than as hashes by path; {remedy}")
     found = [EncoderFile(name, digest) for name, digest in inputs.items() if name.endswith(CHECKPOINT_SUFFIX)]
     if len(found) != 1:
         ledger.note(f"no {run_file} tells which encoder made the features {path}: that it is the same as another region's is not checked")
@@ -282,9 +284,7 @@ def read_embeddings(path: str, units: pd.Index, ledger: Ledger) -> pd.DataFrame:
     table = read_table(path, "features", ("geocode",))
     ledger.reads(path)
     if "geocode" not in table.columns:
-        if table.index.name != "geocode":
-            raise TableError(f"features {path} have no column geocode, but {shown(table.columns)}; name the column of ids geocode")
-        table = table.reset_index()
+        raise TableError(f"features {path} have no column geocode, but {shown(table.columns)}; name the column of ids geocode")
     ledger.take_in("embeddings", len(table))
     table.columns = table.columns.astype(str)
     faults = Faults(f"features {path}")

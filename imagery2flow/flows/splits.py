@@ -182,13 +182,13 @@ def read_split(path: str, kind: str, geocodes: Sequence[str], ledger: Ledger) ->
     ledger.reads(path)
     faults = Faults(f"split {path}")
     if not {"geocode", "split"} <= set(table.columns):
-        raise TableError(f"split {path} needs the columns geocode and split, but has {', '.join(map(str, table.columns))}; rename them")
+        raise TableError(f"split {path} needs the columns geocode and split, but has {shown(table.columns)}; rename them")
     wrong = table[~table.split.isin(SPLITS)]
     if len(wrong):
         faults.add(f"{len(wrong)} values are not among {', '.join(SPLITS)} ({shown(wrong.split)}); correct them")
     check_unit_ids(table.geocode, geocodes, faults)
     faults.raise_if_any()
-    by_id = table.set_index("geocode").split
+    by_id = table.set_index("geocode").split.astype(object)  # a category takes no other value, not even none
     ledger.leave_out("units of the split file that are not in the region", by_id.index.difference(geocodes))
     return Split(kind, by_id.reindex(list(geocodes)).fillna("").to_numpy(object))
 
@@ -236,7 +236,7 @@ def read_unit_column(path: str, what: str, column: str, flag: str, geocodes: Seq
     ledger.reads(path)
     if not {"geocode", column} <= set(table.columns):
         raise TableError(
-            f"{what} {path} needs the columns geocode and {column}, but has {', '.join(map(str, table.columns[:8]))}, ...; name the column with {flag}"
+            f"{what} {path} needs the columns geocode and {column}, but has {shown(table.columns)}; name the column with {flag}"
         )
     faults = Faults(f"{what} {path}")
     check_unit_ids(table.geocode, geocodes, faults)

@@ -140,7 +140,7 @@ def read_flows(path: str | Path, geocodes: Sequence[str], drop_unknown_units: bo
     faults = Faults(f"flows {path}")
     absent = [column for column in FLOW_COLUMNS if column not in table]
     if absent:
-        faults.add(f"columns {', '.join(absent)} are missing among {', '.join(map(str, table.columns))}; rename or add them")
+        faults.add(f"columns {', '.join(absent)} are missing among {shown(table.columns)}; rename or add them")
         faults.raise_if_any()
     ledger.take_in("flows", len(table))
     check_counts(table["count"], faults)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import rasterio
@@ -62,23 +62,54 @@ class CutOptions:
     min_valid: float
 
 
-@dataclass(frozen=True)
+class ManifestRow(NamedTuple):
+    """One row of ``manifest.csv``; the fields of a unit without a scene stay empty. A tuple, because the rows of all units are held."""
+
+    geocode: str
+    status: str
+    path: str | None
+    scene: str | None
+    column_offset: int | None
+    row_offset: int | None
+    width: int | None
+    height: int | None
+    valid_fraction: float
+
+
+@dataclass(frozen=True, slots=True)
 class CutResult:
     """What became of a unit: a row of the manifest, and the sums from which the statistics of the bands are made."""
 
-    row: dict[str, Any]
+    row: ManifestRow
     sums: BandSums | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class BandSums:
-    """Per band over valid pixels: [num_bands] each."""
+    """Number of valid pixels and, per band over them, total, total of squares, minimum and maximum: [4, num_bands], one array for all."""
 
     count: int
-    total: np.ndarray
-    squares: np.ndarray
-    minimum: np.ndarray
-    maximum: np.ndarray
+    values: np.ndarray
+
+    @property
+    def total(self) -> np.ndarray:
+        """[num_bands]."""
+        return self.values[0]
+
+    @property
+    def squares(self) -> np.ndarray:
+        """[num_bands]."""
+        return self.values[1]
+
+    @property
+    def minimum(self) -> np.ndarray:
+        """[num_bands]."""
+        return self.values[2]
+
+    @property
+    def maximum(self) -> np.ndarray:
+        """[num_bands]."""
+        return self.values[3]
 
 
 def cut_all(
@@ -97,7 +128,7 @@ def cut_all(
         for part in each_chunk(cut, chunks, workers, dask, ledger):
             results += part
             bar.update(len(part))
-    return sorted(results, key=lambda result: result.row["geocode"])
+    return sorted(results, key=lambda result: result.row.geocode)
 
 
 def reading_order(tasks: Sequence[CutTask], scenes: Sequence[Scene]) -> list[CutTask]:
@@ -166,9 +197,9 @@ def cut_unit(task: CutTask, reader: SceneReader, options: CutOptions) -> CutResu
     if status != WRITTEN:
         return CutResult(row, None)
     blacken(values, valid)
-    row["path"] = f"{options.prefix}_{task.geocode}.tif"
-    write_patch(options.folder / row["path"], values, valid, scene, candidate.window)
-    return CutResult(row, band_sums(values, valid))
+    name = f"{options.prefix}_{task.geocode}.tif"
+    write_patch(options.folder / name, values, valid, scene, candidate.window)
+    return CutResult(row._replace(path=name), band_sums(values, valid))
 
 
 def outline_mask(candidate: Candidate, scene: Scene, all_touched: bool) -> np.ndarray:
@@ -189,11 +220,12 @@ def pixels_of(outline: shapely.Geometry, window: Window, scene: Scene, all_touch
     return rasterize([outline], out_shape=shape, transform=transform, dtype="uint8", all_touched=all_touched).view(bool)
 
 
-def manifest_row(geocode: str, status: str, window: Window | None = None, scene: Scene | None = None, share: float = 0.0) -> dict[str, Any]:
-    """One row of ``manifest.csv``; the fields of a unit without a scene stay empty."""
-    place = (window.col_off, window.row_off, window.width, window.height) if window else (None,) * 4
-    row = {"geocode": geocode, "status": status, "path": None, "scene": scene.path.name if scene else None}
-    return row | dict(zip(WINDOW_COLUMNS, place, strict=True)) | {"valid_fraction": round(share, 6)}
+def manifest_row(geocode: str, status: str, window: Window | None = None, scene: Scene | None = None, share: float = 0.0) -> ManifestRow:
+    """The row of a unit, without its path."""
+    row = ManifestRow(geocode, status, None, scene.path.name if scene else None, None, None, None, None, round(share, 6))
+    if window is None:
+        return row
+    return row._replace(column_offset=window.col_off, row_offset=window.row_off, width=window.width, height=window.height)
 
 
 def write_patch(path: Path, values: np.ndarray, valid: np.ndarray, scene: Scene, window: Window) -> None:
@@ -235,4 +267,4 @@ def band_sums(values: np.ndarray, valid: np.ndarray) -> BandSums:
     lowest = (values + absent * values.dtype.type(limits.max)).min(axis=(1, 2))
     highest = (values + absent * values.dtype.type(limits.min)).max(axis=(1, 2))
     count = int(np.count_nonzero(valid))
-    return BandSums(count, np.array(total), np.array(squares), lowest.astype(np.float64), highest.astype(np.float64))
+    return BandSums(count, np.array([total, squares, lowest, highest], dtype=np.float64))

@@ -22,6 +22,7 @@ from imagery2flow.run.memory import Allocate
 from imagery2flow.run.stage import Ledger
 
 CHOOSE_BANDS = "choose among them with --bands"
+LONGEST_SIDE = 1 << 20  # pixels of a patch; what is longer is a damaged manifest
 IMAGE_SUFFIXES = {".tif", ".tiff", ".png", ".jpg", ".jpeg", ".vrt"}
 
 
@@ -143,11 +144,12 @@ def read_patches(files: PatchFiles, allocate: Allocate = np.empty, normalisation
 
 def patch_sizes(folder: Path, paths: dict[str, Path]) -> dict[str, int]:
     """Number of pixels of each patch, from the manifest where it tells, else from the files' headers."""
-    manifest = read_manifest(folder).set_index("geocode") if (folder / "manifest.csv").is_file() else pd.DataFrame()
+    manifest = read_manifest(folder) if (folder / "manifest.csv").is_file() else pd.DataFrame()
     if {"width", "height"} <= set(manifest.columns):
-        sizes = (manifest.width * manifest.height).reindex(list(paths))
-        if sizes.notna().all():
-            return dict(zip(paths, sizes.astype(int), strict=True))
+        written = manifest[manifest.status == WRITTEN].set_index("geocode")
+        width, height = (pd.to_numeric(written[side], errors="coerce").reindex(list(paths)) for side in ("width", "height"))
+        if (width.between(1, LONGEST_SIDE) & height.between(1, LONGEST_SIDE) & (width % 1 == 0) & (height % 1 == 0)).all():
+            return {geocode: int(size) for geocode, size in (width * height).items()}
     found = {}
     for geocode, path in paths.items():
         with open_patch(path) as patch:
@@ -171,6 +173,8 @@ def find_paths(folder: Path, ledger: Ledger) -> dict[str, Path]:
         ledger.reads(folder / "manifest.csv")
         ledger.leave_out("units without a patch", manifest.geocode[manifest.status != WRITTEN])
         written = manifest[manifest.status == WRITTEN].sort_values("geocode")
+        if written[["geocode", "path"]].isna().any(axis=None):
+            raise TableError(f"{folder}/manifest.csv has written patches without a unit or a path; run img_preprocessing.py again")
         repeated = written.geocode[written.geocode.duplicated()]
         if len(repeated):
             raise TableError(

@@ -61,7 +61,7 @@ def cut_patches(config: PreprocessingConfig, ledger: Ledger) -> Path:
         prefix, keep_surroundings = f"{config.tag}_{config.year}", config.context_m is not None
         options = CutOptions(temporary, prefix, config.all_touched, keep_surroundings, config.min_valid)
         results = cut_all(tasks, scenes, options, config.workers, config.dask, ledger)
-        if not any(result.row["status"] == WRITTEN for result in results):
+        if not any(result.row.status == WRITTEN for result in results):
             named = shown(f"{scene.path}, nodata {nodata_text(scene)}" for scene in scenes)
             raise InputError(
                 f"all {len(tasks):,} units have too few valid pixels on the scenes ({named}); check that value, or --min_valid {config.min_valid:g}"
@@ -197,7 +197,7 @@ def collect_statistics(results: Sequence[CutResult], scenes: Sequence[Scene], co
         }
         for i, name in enumerate(scenes[0].band_names)
     ]
-    used = sorted({result.row["scene"] for result in results if result.row["status"] == WRITTEN})
+    used = sorted({str(result.row.scene) for result in results if result.row.status == WRITTEN})
     return {
         "region": config.region,
         "tag": config.tag,
@@ -216,10 +216,10 @@ def collect_statistics(results: Sequence[CutResult], scenes: Sequence[Scene], co
 def fill_ledger(ledger: Ledger, results: Sequence[CutResult], folder: Path) -> None:
     """Counts what became of every unit."""
     for status in (OUTSIDE, ALL_NODATA, TOO_FEW_VALID):
-        ledger.leave_out(status, [result.row["geocode"] for result in results if result.row["status"] == status])
-    written = [result.row for result in results if result.row["status"] == WRITTEN]
+        ledger.leave_out(status, [result.row.geocode for result in results if result.row.status == status])
+    written = [result.row for result in results if result.row.status == WRITTEN]
     ledger.went_out["patches"] = len(written)
-    partial = [row["geocode"] for row in written if row["valid_fraction"] < WELL_COVERED]
+    partial = [row.geocode for row in written if row.valid_fraction < WELL_COVERED]
     if partial:
         ledger.note(
             f"{len(partial):,} units are covered by less than {WELL_COVERED:.0%} by imagery ({shown(partial)}); "

@@ -16,7 +16,7 @@ from pyproj import CRS
 from rasterio.windows import Window
 
 from imagery2flow.imagery.scene import Scene
-from imagery2flow.run.errors import CRSError, Faults, InputError, MissingInputError, TableError, shown
+from imagery2flow.run.errors import CRSError, Faults, InputError, MissingInputError, TableError, first_sentence, shortened, shown
 from imagery2flow.run.stage import Ledger
 
 ID_COLUMNS = ("GEOID20", "GEOID", "geocode", "GEOID10")
@@ -85,7 +85,7 @@ def read_vector(path: Path) -> gpd.GeoDataFrame:
         table = gpd.read_file(path)
     except Exception as error:  # pyogrio raises its own classes, and plain RuntimeError from GDAL
         raise MissingInputError(
-            f"units {path} cannot be read as a vector file ({str(error).splitlines()[0]}); name a GeoPackage, Shapefile or GeoJSON"
+            f"units {path} cannot be read as a vector file ({first_sentence(error)}); name a GeoPackage, Shapefile or GeoJSON"
         ) from error
     if not isinstance(table, gpd.GeoDataFrame):
         raise InputError(f"units {path} hold a table without geometries; name a file with polygons or points")
@@ -118,7 +118,7 @@ def find_id_column(table: pd.DataFrame, id_column: str | None, path: str | Path)
         if candidate in columns:
             return candidate
     raise TableError(
-        f"units {path} have no id column {' or '.join(candidates)}; their columns are {', '.join(columns)}: name one with --id_column"
+        f"units {path} have no id column {' or '.join(candidates)}; their columns are {', '.join(shortened(name) for name in columns)}: name one with --id_column"
     )
 
 

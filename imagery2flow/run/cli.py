@@ -13,7 +13,7 @@ from typing import Any, NoReturn, TypeVar
 from docstring_parser import parse as parse_docstring
 from jsonargparse import ArgumentParser, Namespace
 
-from imagery2flow.run.errors import InputError
+from imagery2flow.run.errors import InputError, first_sentence
 
 Config = TypeVar("Config")
 # What jsonargparse says of a value of the wrong type, and what we say instead.
@@ -71,7 +71,18 @@ def parse_config(stage: str, config_class: type[Config], argv: Sequence[str] | N
         part for argument in arguments for part in (argument.split("=", 1) if argument.startswith("--config=") else [argument])
     )
     parser.settings_file = next((value for flag, value in pairs if flag == "--config"), None)
-    namespace = parser.parse_args(arguments)
+    try:
+        namespace = parser.parse_args(arguments)
+    except (
+        UnicodeError,
+        RecursionError,
+        AttributeError,
+        TypeError,
+        ValueError,
+    ) as error:  # what the libraries below do not catch themselves
+        if parser.settings_file is None:
+            raise
+        parser.error(f"--config {parser.settings_file} cannot be read as settings in YAML ({first_sentence(error)})")
     try:
         return to_dataclass(config_class, namespace, "settings")
     except InputError as error:

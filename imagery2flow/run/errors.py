@@ -10,11 +10,16 @@ import errno
 from collections.abc import Iterable
 
 EXAMPLES_SHOWN = 5
+LONGEST_SHOWN = 200  # characters of one value in a message
 FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # what the system says where no more can be written
 
 
 class InputError(ValueError):
     """Something in the user's input or settings is wrong; the message says how to mend it."""
+
+    def __init__(self, message: str) -> None:
+        # Names and values come from the user's files: one with a line break must not end the line, and one that a terminal would obey must be seen.
+        super().__init__("".join(character if character.isprintable() else repr(character)[1:-1] for character in message))
 
 
 class MissingInputError(InputError):
@@ -36,15 +41,20 @@ class TableError(InputError):
 def shown(values: Iterable[object]) -> str:
     """Lists the first values of a collection and how many more there are: ``a, b, c and 7 more``."""
     texts = [str(value) for value in values]
-    head = ", ".join(texts[:EXAMPLES_SHOWN])
+    head = ", ".join(shortened(text) for text in texts[:EXAMPLES_SHOWN])
     rest = len(texts) - EXAMPLES_SHOWN
     return f"{head} and {rest:,} more" if rest > 0 else head
 
 
+def shortened(text: str) -> str:
+    """The beginning of a text that is too long for a message."""
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
+
+
 def first_sentence(error: BaseException) -> str:
     """What a library says of an error, up to its first full stop: a message of ours is one sentence."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text.split(". ")[0].rstrip(".")
+    text = " ".join(str(error).split()).removeprefix("Error tokenizing data. ") or type(error).__name__
+    return shortened(text.split(". ")[0].rstrip("."))
 
 
 class Faults:

@@ -16,7 +16,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from imagery2flow.run.errors import InputError, MissingInputError, first_sentence
+from imagery2flow.run.errors import InputError, MissingInputError, first_sentence, shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -162,16 +162,73 @@ def read_table(path: str | Path, what: str, text_columns: Iterable[str | int]) -
         raise InputError(f"{what} {path} has an unknown suffix; name a file that ends in {', '.join(TABLE_SUFFIXES)}")
     try:
         if path.name.endswith(".parquet"):
-            return pd.read_parquet(path)
+            table = pd.read_parquet(path)
+            check_encoding(table)
+            return with_text_ids(table, text_columns, f"{what} {path}")
         columns = pd.read_csv(path, nrows=0).columns
         ids = {columns[name] if isinstance(name, int) else name for name in text_columns if name != 0 or len(columns)}
         # "NA" is missing as a number, but an id may be NA: of ids only the empty cell is missing.
         missing = {column: [""] if column in ids else MISSING_NUMBERS for column in columns}
         return pd.read_csv(path, dtype=dict.fromkeys(ids, "str"), keep_default_na=False, na_values=missing, low_memory=False)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, OSError, EOFError, ValueError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # damaged archives and Parquet files raise a dozen classes, depending on which byte is wrong
         raise InputError(
-            f"{what} {path} cannot be parsed as a table ({str(error).splitlines()[0]}); check that it is a CSV or Parquet file"
+            f"{what} {path} cannot be parsed as a table ({first_sentence(error)}); check that it is a CSV or Parquet file"
         ) from error
+
+
+def check_encoding(table: pd.DataFrame) -> None:
+    """Lets Arrow look at all text of a Parquet table, which it reads without looking: damaged text would stop whoever joins by it, much later."""
+    import pandas as pd
+    import pyarrow
+
+    for values in (table.index, *(column for _, column in table.items())):
+        if isinstance(values.dtype, pd.StringDtype):
+            pyarrow.array(values, from_pandas=True).validate(full=True)
+
+
+def with_text_ids(table: pd.DataFrame, text_columns: Iterable[str | int], where: str) -> pd.DataFrame:
+    """The table with ids that came as its index as columns, and with those that came as categories as the text that they are.
+
+    Ids that are numbers stay: who joins them says what became of their zeros.
+
+    Raises:
+        InputError: A column of ids holds neither text nor numbers.
+    """
+    import pandas as pd
+
+    asked = list(text_columns)
+    if set(asked) & set(table.index.names):
+        table = table.reset_index()
+    positions = [table.columns[place] for place in asked if isinstance(place, int) and place < len(table.columns)]
+    for name in [name for name in asked if name in table.columns] or positions:
+        ids = table[name].astype("object") if isinstance(table[name].dtype, pd.CategoricalDtype) else table[name]
+        kind = pd.api.types.infer_dtype(ids, skipna=True)
+        if kind not in ("string", "empty") and not pd.api.types.is_numeric_dtype(ids):
+            raise InputError(f"{where} holds values of the kind {kind} in the column {name} ({shown(ids.dropna())}); store ids as text")
+        table = table.assign(**{str(name): ids})
+    return table
+
+
+def read_json(path: Path, what: str, remedy: str) -> dict[str, Any]:
+    """Reads a JSON file that holds one object.
+
+    Args:
+        path: The file, which exists.
+        what: What it holds, for messages.
+        remedy: What the user can do about a damaged one.
+
+    Raises:
+        InputError: It is no JSON, or no object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # also a UnicodeDecodeError
+        raise InputError(f"{what} {path} cannot be read as JSON ({first_sentence(error)}); {remedy}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{what} {path} holds a {type(content).__name__} instead of named values; {remedy}")
+    return content
 
 
 def read_header(path: str | Path) -> list[str]:

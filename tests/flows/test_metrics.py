@@ -376,3 +376,52 @@ def test_the_printed_table_has_a_row_per_model_and_a_column_per_score():
     text = format_scores(scores, "town")
     assert text.startswith("town (1 pairs gt10, 2 pairs positive, 3 pairs full)\n")
     assert "0.923" in text  # far: 2 x (4 + 20) / (24 + 28)
+
+
+@given(pair_lists)
+def test_cpc_is_1_only_of_the_flows_themselves(table):
+    pairs = scored(table)
+    if pairs.observed.any() or pairs.predicted.any():
+        value = cpc(pairs.observed, pairs.predicted)
+        assert value == pytest.approx(1 - np.abs(pairs.observed - pairs.predicted).sum() / (pairs.observed.sum() + pairs.predicted.sum()))
+        if np.abs(pairs.observed - pairs.predicted).max() > 1e-6 * (pairs.observed.sum() + pairs.predicted.sum()):
+            assert value < 1
+
+
+@given(pair_lists)
+def test_cpc_is_at_most_what_the_totals_have_in_common(table):
+    pairs = scored(table)
+    totals = pairs.observed.sum(), pairs.predicted.sum()
+    if sum(totals) > 0:
+        assert cpc(pairs.observed, pairs.predicted) <= 2 * min(totals) / sum(totals) + 1e-12
+
+
+@given(st.lists(st.tuples(rows, st.integers(0, 3)), min_size=1, max_size=20))
+def test_scores_of_parts_add_up_to_the_score_of_the_whole(parts):
+    """CPC by the parts' commuters, MAE and squared RMSE by their pairs, MAPE by their pairs with commuters."""
+    pairs, part = scored([row for row, _ in parts]), np.array([number for _, number in parts])
+    some = [pairs.select(part == number) for number in np.unique(part)]
+
+    def combined(value, weight):
+        weights = np.array([weight(piece) for piece in some], dtype=float)
+        values = np.array([value(piece.observed, piece.predicted) for piece in some])
+        return float((values * weights)[weights > 0].sum() / weights.sum()) if weights.sum() > 0 else math.nan
+
+    flows = pairs.observed, pairs.predicted
+    assert combined(cpc, lambda piece: piece.observed.sum() + piece.predicted.sum()) == pytest.approx(cpc(*flows), nan_ok=True)
+    assert combined(mae, len) == pytest.approx(mae(*flows))
+    assert combined(lambda y, x: rmse(y, x) ** 2, len) == pytest.approx(rmse(*flows) ** 2)
+    assert combined(mape, lambda piece: (piece.observed > 0).sum()) == pytest.approx(mape(*flows), nan_ok=True)
+
+
+@given(pair_lists)
+def test_divergence_and_links_are_symmetric_and_0_only_for_equal_shares(table):
+    pairs = scored(table)
+    one, other = jensen_shannon(pairs.observed, pairs.predicted), jensen_shannon(pairs.predicted, pairs.observed)
+    assert one == pytest.approx(other, abs=1e-12, nan_ok=True)
+    whole = np.round(pairs.predicted)  # of whole numbers a link is the same seen from either side
+    assert cpl(pairs.observed, whole) == pytest.approx(cpl(whole, pairs.observed), nan_ok=True)
+    if not math.isnan(one):
+        shares = pairs.observed / pairs.observed.sum() - pairs.predicted / pairs.predicted.sum()
+        # Pinsker: the divergence is at least an eighth of the squared distance of the shares, in nats.
+        assert one >= np.abs(shares).sum() ** 2 / (8 * math.log(2)) - 1e-9

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imagery2flow.flows.region import join_regions
@@ -252,7 +252,7 @@ def test_a_population_that_is_no_number_is_refused(tmp_path, ledger):
 
 def test_a_population_without_its_column_or_with_repeated_ids_is_refused(tmp_path, ledger):
     path = write(tmp_path / "population.csv", "geocode,P1\n0002,20\n0002,10\n")
-    with pytest.raises(TableError, match=r"needs the columns geocode and population, but has geocode, P1, .*--population_column"):
+    with pytest.raises(TableError, match=r"needs the columns geocode and population, but has geocode, P1; .*--population_column"):
         read_population(path, "population", ("0002",), ledger)
     with pytest.raises(TableError, match=r"1 ids occur more than once \(0002\)"):
         read_population(path, "P1", ("0002",), ledger)
@@ -290,3 +290,50 @@ def test_units_of_explicit_zeros_only_belong_to_no_split(kind):
     rows = [(home, work, float(home not in ids[:5] and work not in ids[:5])) for home in ids for work in ids]
     label = draw_split(kind, make_flows_region(make_flow_table(rows, ids)), None, 0).label
     assert (label == "").tolist() == [True] * 5 + [False] * 35
+
+
+@given(
+    st.sampled_from(["origin", "unit", "block", "pair"]),
+    st.integers(10, 40),
+    st.integers(0, 10**6),
+    st.sampled_from(["none", "some", "ties"]),
+    st.floats(0.3, 1),
+)
+@settings(max_examples=40)
+def test_a_split_is_disjoint_complete_and_follows_from_its_seed_alone(kind, num_units, seed, known, share):
+    random = np.random.default_rng(seed)
+    pairs = every_pair(num_units)
+    chosen = pairs.select(random.random(len(pairs)) < share)
+    population = {
+        "none": None,
+        "some": np.where(random.random(num_units) < 0.5, np.nan, 7.0 * np.arange(num_units)),
+        "ties": np.ones(num_units),
+    }
+    region = make_flows_region(chosen)
+    split, again = (draw_split(kind, region, population[known], seed) for _ in range(2))
+    assert split.label.tolist() == again.label.tolist()
+    label = split.of(chosen)
+    masks = [label == name for name in SPLITS]
+    assert not (masks[0] & masks[1]).any() and not (masks[0] & masks[2]).any() and not (masks[1] & masks[2]).any()
+    assert set(label) <= {*SPLITS, ""}
+    if kind in ("origin", "pair"):  # no pair is lost; of units those between a tested and another one are
+        assert (label != "").all()
+    else:
+        tested = split.label == "test"
+        assert ((label == "") == (tested[chosen.origin] != tested[chosen.destination])).all()
+        for name in ("train", "test"):  # neither end of a pair is in two splits
+            ends = np.union1d(chosen.origin[label == name], chosen.destination[label == name])
+            assert (split.label[ends] == name).all()
+    # The pairs' order is no part of a split.
+    order = random.permutation(len(chosen))
+    assert split.of(chosen.select(order)).tolist() == label[order].tolist()
+
+
+@given(st.integers(10, 40), st.integers(0, 10**6))
+@settings(max_examples=20)
+def test_over_the_five_folds_every_pair_is_tested_once_and_trained_on_three_times(num_units, seed):
+    pairs, region = every_pair(num_units), make_flows_region(every_pair(num_units))
+    labels = np.stack([draw_split("origin", region, None, seed, fold).of(pairs) for fold in range(5)])  # [5, num_pairs]
+    assert ((labels == "test").sum(axis=0) == 1).all()
+    assert ((labels == "valid").sum(axis=0) == 1).all()
+    assert ((labels == "train").sum(axis=0) == 3).all()
