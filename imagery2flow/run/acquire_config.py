@@ -31,7 +31,7 @@ class AcquireConfig:
         what: Which data: units, flows, population, imagery, and, if asked for, land_cover.
         data_root: Folder under which <region>/units.gpkg, flows_<year>.csv, population.csv, <sensor>_<year>.tif and land_cover.csv are written.
         state_county: Counties by their five digits: 11001 36061.
-        cbsa: One of the ten published metropolitan areas by its five digits: 35620.
+        cbsa: A metropolitan or micropolitan area of March 2020 by its five digits: 35620. Of others than the ten published ones the counties come from the Census Bureau.
         units: File of tracts that you have, with ids of eleven digits; for imagery and land cover any areal units.
         job_type: LODES jobs: JT00 all, JT01 primary, JT02 private, JT03 private primary, JT04 federal, JT05 federal primary.
         vintage: TIGER year of the tracts; 2010 to 2019 are tracts of the 2010 census (LODES7), 2020 and later of the 2020 census (LODES8).
@@ -74,6 +74,7 @@ class AcquireConfig:
         object.__setattr__(self, "what", [kind for word in self.what for kind in word.split(",") if kind])
         known = bool(self.what) and set(self.what) <= {*KINDS, ON_REQUEST}
         require(known, "what", " ".join(self.what) or "(none)", f"some of {', '.join(KINDS)}, {ON_REQUEST}")
+        require(self.cbsa is None or bool(re.fullmatch(r"\d{5}", self.cbsa)), "cbsa", self.cbsa, "five digits, such as 35620")
         places = [name for name in ("state_county", "cbsa", "units") if getattr(self, name)]
         for name in places[1:]:
             value = getattr(self, name)

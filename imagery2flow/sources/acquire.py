@@ -17,7 +17,7 @@ from imagery2flow.sources.download import Downloader, NoAnswerError, Remote
 from imagery2flow.sources.lodes import TRACT_DIGITS, fetch_flows, flow_files
 from imagery2flow.sources.places import STATES, find_counties
 from imagery2flow.sources.population import fetch_population, population_files
-from imagery2flow.sources.tiger import fetch_tracts, tract_files
+from imagery2flow.sources.tiger import county_file, fetch_counties, fetch_tracts, tract_files
 from imagery2flow.sources.worldcover import LandCoverCounter, fetch_land_cover, land_cover_files
 
 UnitReader = Callable[[str | Path, str | None, Ledger], gpd.GeoDataFrame]
@@ -39,6 +39,11 @@ def acquire(config: AcquireConfig, ledger: Ledger, read_units: UnitReader, count
     check_output_folder(config.folder, "--data_root")
     addresses, counties = read_addresses(config.addresses), find_counties(config)
     downloader = Downloader(config.cache_folder, ledger)
+    if config.cbsa and not counties:
+        if config.dry_run and not downloader.is_fetched(county_file(addresses)):
+            print_plan([(f"the counties of --cbsa {config.cbsa}, from which the rest follows", [county_file(addresses)])], downloader)
+            return None
+        counties = fetch_counties(config.cbsa, addresses, downloader)
     units = present_units(config, counties, ledger, read_units)
     if units is None and not counties:
         raise InputError(
@@ -61,6 +66,21 @@ def acquire(config: AcquireConfig, ledger: Ledger, read_units: UnitReader, count
         units = units.set_index(config.id_column, drop=False).rename_axis("geocode")
     if "units" in config.what:
         write_units(units, config, ledger)
+    write_tables(units, config, addresses, downloader, ledger)
+    if "imagery" in config.what:
+        fetch_imagery(units, config, addresses, ledger)
+    if "land_cover" in config.what:
+        table = fetch_land_cover(units, config, addresses, downloader, ledger, count_land_cover)
+        write_table(config.folder / "land_cover.csv", table)
+    return config.run_file
+
+
+def write_tables(units: gpd.GeoDataFrame, config: AcquireConfig, addresses: dict[str, str], downloader: Downloader, ledger: Ledger) -> None:
+    """Writes the flows and the population that are asked for.
+
+    Raises:
+        InputError: Something cannot be fetched, read or written.
+    """
     tracts = list(units.index)
     if "flows" in config.what:
         flows = fetch_flows(tracts, config, addresses, downloader, ledger)
@@ -70,12 +90,6 @@ def acquire(config: AcquireConfig, ledger: Ledger, read_units: UnitReader, count
         population = fetch_population(tracts, config, addresses, downloader, ledger)
         write_table(config.folder / "population.csv", population)
         ledger.went_out.update({"units with population": len(population), "residents": int(population["population"].sum())})
-    if "imagery" in config.what:
-        fetch_imagery(units, config, addresses, ledger)
-    if "land_cover" in config.what:
-        table = fetch_land_cover(units, config, addresses, downloader, ledger, count_land_cover)
-        write_table(config.folder / "land_cover.csv", table)
-    return config.run_file
 
 
 def present_units(config: AcquireConfig, counties: Sequence[str], ledger: Ledger, read_units: UnitReader) -> gpd.GeoDataFrame | None:

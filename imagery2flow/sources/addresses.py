@@ -15,6 +15,7 @@ ADDRESSES = {
     "lodes_od": "https://lehd.ces.census.gov/data/lodes/LODES{version}/{state}/od/{state}_od_{part}_{job_type}_{year}.csv.gz",
     "lodes_sha256": "https://lehd.ces.census.gov/data/lodes/LODES{version}/{state}/lodes_{state}.sha256sum",
     "tiger_tracts": "https://www2.census.gov/geo/tiger/TIGER{vintage}/TRACT/tl_{vintage}_{state_fips}_tract.zip",
+    "tiger_counties": "https://www2.census.gov/geo/tiger/TIGER2020/COUNTY/tl_2020_us_county.zip",
     "tiger_tracts_2010": "https://www2.census.gov/geo/tiger/TIGER2010/TRACT/2010/tl_2010_{state_fips}_tract10.zip",
     "population_2020": "https://www2.census.gov/geo/docs/reference/cenpop2020/tract/CenPop2020_Mean_TR{state_fips}.txt",
     "population_2010": "https://www2.census.gov/geo/docs/reference/cenpop2010/tract/CenPop2010_Mean_TR{state_fips}.txt",

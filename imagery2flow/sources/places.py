@@ -52,10 +52,10 @@ def read_metropolitan_areas() -> list[MetropolitanArea]:
 
 
 def find_counties(config: AcquireConfig) -> tuple[str, ...]:
-    """Counties that the settings name, sorted; none where they name a file of units, or nothing.
+    """Counties that the settings name, sorted; none where they name a file of units, nothing, or a CBSA that is none of the ten.
 
     Raises:
-        InputError: A number is no county's, or the CBSA is none of the ten.
+        InputError: A number is no county's.
     """
     if config.units:
         return ()
@@ -63,11 +63,7 @@ def find_counties(config: AcquireConfig) -> tuple[str, ...]:
         return check_counties(config.state_county)
     areas = read_metropolitan_areas()
     if config.cbsa:
-        found = next((area for area in areas if area.cbsa == config.cbsa), None)
-        if found is None:
-            listing = ", ".join(f"{area.cbsa} ({area.msa})" for area in areas)
-            raise InputError(f"--cbsa {config.cbsa} is none of the ten published areas {listing}; name its counties with --state_county")
-        return found.counties
+        return next((area.counties for area in areas if area.cbsa == config.cbsa), ())
     return next((area.counties for area in areas if area.msa == config.region), ())
 
 

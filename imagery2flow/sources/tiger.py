@@ -27,6 +27,33 @@ def tract_files(counties: Sequence[str], config: AcquireConfig, addresses: dict[
     ]
 
 
+def county_file(addresses: dict[str, str]) -> Remote:
+    """The archive of all counties, which says to which area each belongs (delineation of March 2020)."""
+    return Remote("the counties of the United States", addresses["tiger_counties"])
+
+
+def fetch_counties(cbsa: str, addresses: dict[str, str], downloader: Downloader) -> tuple[str, ...]:
+    """Numbers of the counties of a metropolitan or micropolitan area, sorted.
+
+    Raises:
+        InputError: The archive cannot be fetched or read, or there is no such area.
+    """
+    remote = county_file(addresses)
+    try:
+        table = read_archive(downloader.fetch(remote), remote)
+        check_columns(table, ("GEOID", "CBSAFP"), remote)
+    except InputError:
+        downloader.forget(remote)
+        raise
+    found = tuple(sorted(table.GEOID[cbsa == table.CBSAFP].astype(str)))
+    if not found:
+        areas = table.CBSAFP.dropna().unique()
+        raise InputError(
+            f"--cbsa {cbsa} is none of the {len(areas):,} areas in {remote.what}; look its number up, or name its counties with --state_county"
+        )
+    return found
+
+
 def fetch_tracts(
     counties: Sequence[str], config: AcquireConfig, addresses: dict[str, str], downloader: Downloader, ledger: Ledger
 ) -> gpd.GeoDataFrame:
@@ -62,7 +89,21 @@ def read_tracts(path: Path, remote: Remote, config: AcquireConfig) -> gpd.GeoDat
     """Tracts of one archive: ``config.id_column``, land_m2, geometry.
 
     Raises:
-        InputError: The archive is damaged, unpacks to far more than tracts have, holds not one shapefile, or one of other columns.
+        InputError: The archive cannot be read, or lacks a column or a CRS.
+    """
+    table = read_archive(path, remote)
+    suffix = "10" if "GEOID10" in table else ""
+    needed = (f"GEOID{suffix}", f"ALAND{suffix}")
+    check_columns(table, needed, remote)
+    table = table.rename(columns={needed[0]: config.id_column, needed[1]: "land_m2"})
+    return table[[config.id_column, "land_m2", "geometry"]].astype({config.id_column: "str"})
+
+
+def read_archive(path: Path, remote: Remote) -> gpd.GeoDataFrame:
+    """The shapefile of an archive.
+
+    Raises:
+        InputError: The archive is damaged, unpacks to far more than it should, or holds not one shapefile.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -73,16 +114,20 @@ def read_tracts(path: Path, remote: Remote, config: AcquireConfig) -> gpd.GeoDat
         if unpacked_bytes > LARGEST_UNPACKED_BYTES:
             raise ValueError(f"it unpacks to {unpacked_bytes:,} bytes")
         # GDAL reads inside the archive: nothing is written, whatever paths the archive names.
-        table = gpd.read_file(f"/vsizip/{{{path.absolute()}}}/{shapefiles[0]}")
+        return gpd.read_file(f"/vsizip/{{{path.absolute()}}}/{shapefiles[0]}")
     except Exception as error:  # zipfile, pyogrio and GDAL raise a dozen classes, depending on which byte is wrong
         raise InputError(
             f"{remote.what} from {remote.address} cannot be read as an archive of a shapefile ({first_sentence(error)}); run the same command again, "
             "or name another address with --addresses"
         ) from error
-    suffix = "10" if "GEOID10" in table else ""
-    needed = [f"GEOID{suffix}", f"ALAND{suffix}"]
+
+
+def check_columns(table: gpd.GeoDataFrame, needed: Sequence[str], remote: Remote) -> None:
+    """Refuses a table that is not what was asked for.
+
+    Raises:
+        InputError: It lacks a column or a CRS.
+    """
     absent = [name for name in needed if name not in table]
     if absent or table.crs is None:
         raise InputError(f"{remote.what} from {remote.address} lack {', '.join(absent) or 'a CRS'}; name another address with --addresses")
-    table = table.rename(columns={needed[0]: config.id_column, needed[1]: "land_m2"})
-    return table[[config.id_column, "land_m2", "geometry"]].astype({config.id_column: "str"})

@@ -61,6 +61,7 @@ def test_the_year_matters_to_flows_only():
         ("--year 2001", "--year 2001 must be 2002 to 2023"),
         ("--year 2020 --vintage 2010", "--year 2020 must be 2002 to 2019, the years of LODES7, which has the tracts of --vintage 2010"),
         ("--vintage 2000", "--vintage 2000 must be 2010 to 2025"),
+        ("--cbsa 1234", "--cbsa 1234 must be five digits, such as 35620"),
         ("--cbsa 35620 --units my.gpkg", "--units my.gpkg must be left out beside --cbsa: name the place once"),
         ("--state_county 36061 --cbsa 35620", "--cbsa 35620 must be left out beside --state_county"),
         ("--region a/b", "--region a/b must be a name without slashes"),

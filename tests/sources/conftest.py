@@ -229,6 +229,7 @@ def public(server, tmp_path, monkeypatch) -> FileServer:
         "lodes_sha256": "/LODES{version}/{state}/lodes_{state}.sha256sum",
         "tiger_tracts": "/{vintage}/{state_fips}.zip",
         "tiger_tracts_2010": "/2010/{state_fips}.zip",
+        "tiger_counties": "/counties.zip",
         "population_2020": "/people/{state_fips}.txt",
         "population_2010": "/people/{state_fips}.txt",
     }

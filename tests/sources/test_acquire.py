@@ -48,6 +48,23 @@ def test_everything_of_two_counties(public):
     assert dict(zip(population.geocode, population.population, strict=True)) == RESIDENTS
 
 
+def test_the_counties_of_any_cbsa_come_from_the_census_bureau(public, capsys):
+    # The rows are those of 13285, 01081 and 01017; the second belongs to no area.
+    public.files["/counties.zip"] = tract_zip(["13285", "01081", "01017"], CBSAFP=["17980", None, "17980"])
+    flags = "--cbsa 17980 --what units"
+    assert acquire(f"{flags} --dry_run") == 0
+    assert "counties of --cbsa 17980, from which the rest follows" in capsys.readouterr().out
+    assert "/counties.zip" not in public.paths("GET"), "a plan fetches nothing"
+    assert "--cbsa 99999 is none of the 1 areas in the counties of the United States" in refused(capsys, "--cbsa 99999 --what units")
+    assert acquire(flags) == 0
+    assert list(gpd.read_file("data/pair/units.gpkg").GEOID20) == list(LAND)
+
+
+def test_a_list_of_counties_without_areas_is_refused(public, capsys):
+    public.files["/counties.zip"] = tract_zip(["13285"])
+    assert "the counties of the United States from" in (told := refused(capsys, "--cbsa 17980 --what units")) and "lack CBSAFP" in told
+
+
 def test_the_ledger_says_what_was_left_out(public):
     assert acquire(TABLES) == 0
     ledger = run_file()["ledger"]
@@ -181,7 +198,6 @@ def test_a_busy_server_changes_nothing(public):
         ),
         ("--state_county 1017", "--state_county 1017 must be five digits"),
         ("--state_county 99017", "--state_county 99017 must be five digits"),
-        ("--cbsa 12345", "--cbsa 12345 is none of the ten published areas 35620 (M1), 31080 (M2)"),
         ("--state_county 01999", "the tracts of 2020 have none in the counties 01999; check the numbers and --vintage"),
         (f"{COUNTIES} --what flows", "region pair has no units.gpkg in data/pair; add units to --what, or give --units"),
         (f"{COUNTIES} --what units flows --year 2019", "LODES8 al main 2019 is not at http"),
