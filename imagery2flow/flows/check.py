@@ -16,6 +16,7 @@ import pandas as pd
 
 from imagery2flow.encoder.checkpoint import EncoderRecord, find_checkpoint, load_encoder
 from imagery2flow.encoder.embeddings import look_at_patches, note_encoder
+from imagery2flow.flows.graph import read_distances
 from imagery2flow.flows.prediction import look_at_fit
 from imagery2flow.flows.record import FlowRecord, load_record
 from imagery2flow.flows.region import PlaceParts, Region, find_encoder, join_regions, keep_units, read_embeddings, read_parts
@@ -50,12 +51,14 @@ def check(config: CheckConfig, ledger: Ledger) -> None:
     Raises:
         InputError: There is at least one fault.
     """
+    if config.output_path is not None:
+        check_output_folder(Path(config.output_path).parent, "--output_path")
     inspection = Inspection(Ledger(ledger.stage, quiet=True))
     look_at_folders(config, inspection)
     inspection.look("--device", choose_device, config.device)
     encoder = look_at_encoder(config, inspection)
     record = None if not config.log else inspection.look(f"model {config.model_dir}", load_record, Path(config.model_dir), CPU)
-    regions = [look_at_place(config, place, encoder, inspection) for place in config.found_places()]
+    regions = [look_at_place(config, place, encoder, inspection) for place in config.places()]
     whole = [region for region in regions if region is not None]
     if len(whole) == len(config.region):
         look_at_regions(config, whole, record, inspection)
@@ -114,8 +117,11 @@ def look_at_place(config: CheckConfig, place: Place, encoder: Encoder | None, in
     if parts.flows is not None:
         look_at_counts(parts.flows, parts.flows_path, inspection)
     if place.distance_path is not None and parts.graph is not None and parts.graph.table_m is not None:
-        known = int(np.isfinite(parts.graph.table_m).sum())
-        inspection.add(place.distance_path, "ok", f"distances of {known:,} pairs of units")
+        inspection.add(place.distance_path, "ok", distances_text(parts.graph.table_m))
+    for path in config.distance_paths(place.region):
+        table_m = inspection.look(path, read_distances, path, geocodes, inspection.ledger)
+        if table_m is not None and geocodes:
+            inspection.add(path, "ok", f"{distances_text(table_m)}; a run takes them with --distance_path")
     for path in config.population_paths(place.region):
         look_at_population(path, config.population_column, geocodes, inspection)
     if config.split_path is not None:
@@ -221,6 +227,11 @@ def look_at_population(path: str, column: str, geocodes: Sequence[str], inspecti
         )
 
 
+def distances_text(table_m: np.ndarray) -> str:
+    """How many distances a table has [num_units, num_units]."""
+    return f"distances of {int(np.isfinite(table_m).sum()):,} pairs of units"
+
+
 def as_region(place: Place, parts: PlaceParts) -> Region | None:
     """The region as stages 4 and 5 see it; without features one of no columns."""
     if parts.graph is None:
@@ -238,7 +249,13 @@ def look_at_regions(config: CheckConfig, regions: Sequence[Region], record: Flow
     joined = inspection.look(f"regions {' '.join(config.region)}", join_regions, regions)
     if joined is None:
         return
-    if record is not None and joined.columns:
+    if record is not None and not joined.columns:
+        inspection.add(
+            f"model {config.model_dir}",
+            "warning",
+            "without --node_feats_path it is not known whether it can predict the region; name the features",
+        )
+    elif record is not None:
         look_at_fit(config, record, joined, inspection)
     elif config.trains and joined.flows is not None:
         inspection.look(f"training on {config.name}", look_at_training, config, joined)

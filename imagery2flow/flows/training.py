@@ -23,6 +23,7 @@ from imagery2flow.flows.record import FlowRecord, save_record
 from imagery2flow.flows.region import Region, load_region
 from imagery2flow.flows.scoring import Choice, Scores, chosen_pairs, score_universes, scores_of
 from imagery2flow.flows.splits import SPLITS, Split, check_split, draw_split, note_omitted, read_population, read_split
+from imagery2flow.flows.table import FlowTable
 from imagery2flow.run.device import choose_device, deterministic_on_cpu, generator
 from imagery2flow.run.files import check_output_folder, write_json, write_table
 from imagery2flow.run.flow_config import FlowTrainingConfig
@@ -39,9 +40,7 @@ def train_flows(config: FlowTrainingConfig, ledger: Ledger) -> Path:
     Raises:
         InputError: The region's files cannot be used, or a split is empty.
     """
-    device, region, split = read_inputs(config, ledger)
-    pairs = region.observed().universe(config.universe)
-    check_split(split, pairs, config.universe)
+    device, region, pairs, split = read_inputs(config, ledger)
     units, edges = len(region.graph.geocodes), region.graph.edge.shape[1]
     ledger.note(f"{units:,} units, {edges:,} edges, {len(pairs):,} pairs of {config.universe}, device {device}")
     folder = Path(config.model_dir)
@@ -63,8 +62,8 @@ def train_flows(config: FlowTrainingConfig, ledger: Ledger) -> Path:
     return folder / "run.json"
 
 
-def read_inputs(config: FlowTrainingConfig, ledger: Ledger) -> tuple[torch.device, Region, Split]:
-    """Device, region and split; everything that can be known to be wrong with them is one error.
+def read_inputs(config: FlowTrainingConfig, ledger: Ledger) -> tuple[torch.device, Region, FlowTable, Split]:
+    """Device, region, pairs of the universe and split; everything that can be known to be wrong with them is one error.
 
     Raises:
         InputError: A file cannot be used, the device is absent, the flows have no such universe, or a split is too small.
@@ -73,19 +72,22 @@ def read_inputs(config: FlowTrainingConfig, ledger: Ledger) -> tuple[torch.devic
     inspection.look("--output_dir", check_output_folder, config.output_dir, "--output_dir")
     device = inspection.look("--device", choose_device, config.device)
     region = inspection.look(f"region {config.name}", load_region, config, ledger, flows_required=True)
-    split = None
+    pairs, split = None, None
     if region is not None:
-        inspection.look("--universe", region.observed().universe, config.universe)
+        pairs = inspection.look("--universe", region.observed().universe, config.universe)
         split = inspection.look(config.split_path or "--split", make_split, config, region, ledger)
     elif config.split_path is not None:
         inspection.look(config.split_path, read_split, config.split_path, config.split, (), ledger)
     else:
         inspection.look("--population_path", read_populations, config, (), ledger)
+    if pairs is not None and split is not None:
+        inspection.look("--split", check_split, split, pairs, config.universe)
     inspection.raise_if_any()
     assert device is not None
     assert region is not None
+    assert pairs is not None
     assert split is not None
-    return device, region, split
+    return device, region, pairs, split
 
 
 def make_split(config: FlowTrainingConfig, region: Region, ledger: Ledger) -> Split:

@@ -104,7 +104,7 @@ def sample_scene(scene: Scene) -> Sample:
     values = np.concatenate([part.reshape(len(scene.bands), -1) for part, _ in parts], axis=1)  # [num_bands, num_pixels]
     valid = np.concatenate([part.reshape(-1) for _, part in parts])
     seen = values[:, valid]
-    constant = tuple(name for name, band in zip(scene.band_names, seen, strict=True) if len(band) and (band == band[0]).all())
+    constant = tuple(name for name, band in zip(scene.band_names, seen, strict=True) if len(band) > 1 and (band == band[0]).all())
     return Sample(len(valid), float(valid.mean()), float((seen == 0).all(axis=0).sum() / len(valid)), constant)
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from imagery2flow.run.acquire_config import SENSOR_BANDS
 from imagery2flow.run.config import require
-from imagery2flow.run.flow_config import Place, RegionConfig, SplitName, UniverseName
+from imagery2flow.run.flow_config import RegionConfig, SplitName, UniverseName
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,15 +72,6 @@ class CheckConfig(RegionConfig):
         """Folder of a region."""
         return Path(self.data_root) / region
 
-    def found_places(self) -> list[Place]:
-        """The regions with their files; distances that are not given are those of the region's folder."""
-        found = []
-        for place in self.places():
-            distances = self.folder(place.region) / "distances.csv"
-            is_there = place.distance_path is None and distances.is_file()
-            found.append(replace(place, distance_path=str(distances)) if is_there else place)
-        return found
-
     def scene_paths(self, region: str) -> list[str]:
         """The scenes, as given or in the region's folder."""
         names = ("scene.tif", *(f"{sensor}_{self.year}.tif" for sensor in SENSOR_BANDS))
@@ -100,6 +91,11 @@ class CheckConfig(RegionConfig):
         if self.data_path is not None:
             return [self.data_path]
         return sorted(str(path.parent) for path in self.folder(region).glob(f"*_{self.year}/manifest.csv"))
+
+    def distance_paths(self, region: str) -> list[str]:
+        """Where distances are not given, those in the region's folder, which a run need not take."""
+        path = self.folder(region) / "distances.csv"
+        return [str(path)] if not self.distance_path and path.is_file() else []
 
     def population_paths(self, region: str) -> list[str]:
         """The tables of the population, as given or in the region's folder."""

@@ -108,7 +108,7 @@ def test_a_good_region_passes_and_no_file_changes(check, town):
     assert found[FLOWS][0][1].startswith(
         f"{len(flows):,} flows, {len(flows):,} above 0, {(flows['count'] > 10).sum():,} above 10, {flows['count'].sum():,} commuters"
     )
-    assert found[DISTANCES][0] == ("ok", "distances of 3 pairs of units")
+    assert found[DISTANCES][0] == ("ok", "distances of 3 pairs of units; a run takes them with --distance_path")
     assert found[POPULATION] == [("ok", "population of 30 of 30 units")]
     assert found[SPLIT] == [("ok", "labels of 30 of 30 units")]
     assert re.fullmatch(r"no fault, \d+ warnings", last)
@@ -198,8 +198,9 @@ def test_what_may_surprise_is_a_warning_and_passes(check):
     table[2:].assign(flat=1.0).to_csv(FEATURES, index=False)
     edit(POPULATION, "population", 5, "")
     write_scene(SCENE, transform=Affine(50, 0, 502_500, 0, -50, 4_505_000))
-    status, found, last = check(f"{TOWN} --drop_unknown_units")
-    assert status == 0, (found, last)
+    shutil.move(DISTANCES, "old.csv")  # all of its pairs are of a unit that is gone
+    status, found, _ = check(f"{TOWN} --drop_unknown_units")
+    assert status == 0, of_level(found, "fault")
     warnings = of_level(found, "warning")
     for subject, sentence in (
         (UNITS, f"1 left out: without geometry in the units file ({ID})"),
@@ -250,14 +251,13 @@ def test_regions_that_cannot_stand_in_one_model_are_refused(check, town):
 
 def test_a_flow_model_and_a_region_that_do_not_fit_are_named_with_all_that_differs(check, town, monkeypatch):
     train(town, monkeypatch)
-    shutil.move(DISTANCES, "old.csv")
     assert check(f"{TOWN} --log default")[0] == 0
-    shutil.move("old.csv", DISTANCES)
     pd.read_csv(FEATURES, dtype={"geocode": "str"}).rename(columns={"2": "red_mean"}).to_csv(FEATURES, index=False)
-    status, found, _ = check(f"{TOWN} --log default")
+    status, found, _ = check(f"{TOWN} --log default --distance_path {DISTANCES}")
     assert status == 2
     columns, distances = of_level(found, "fault")["model outputs/default"]
     assert "missing: 2; unknown: red_mean" in columns
+    assert check("--region town --log default")[0] == 0
     assert "region town has distances of a table but the model outputs/default was trained on great-circle distances" in distances
 
 
