@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from imagery2flow.flows.splits import check_split, draw_split, read_population, 
 from imagery2flow.flows.table import FlowTable
 from imagery2flow.imagery.checks import look_at_coverage, look_at_scene, look_at_units
 from imagery2flow.imagery.patches import open_scenes
-from imagery2flow.imagery.scene import Scene, choose_bands
+from imagery2flow.imagery.scene import Scene, choose_bands, open_scene
 from imagery2flow.run.check_config import CheckConfig
 from imagery2flow.run.device import CPU, choose_device
 from imagery2flow.run.errors import InputError, shown
@@ -137,8 +138,9 @@ def look_at_imagery(config: CheckConfig, place: Place, parts: PlaceParts, encode
     """Looks at scenes, at how they cover the units, and at patches."""
     paths = config.scene_paths(place.region)
     together = [paths] if config.input_tif_path else [[path] for path in paths]  # those that are found need not be of one sensor
+    opened = partial(open_scene, bands=config.bands, names=config.band_names, nodata=config.nodata)
     for group in together:
-        scenes = open_scenes(group, config.bands, config.band_names, config.nodata, True, inspection)
+        scenes = open_scenes(group, opened, True, inspection)
         for scene in scenes:
             look_at_scene(scene, inspection)
             if encoder is not None:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import geopandas as gpd
 import numpy as np
-import pyogrio
 import shapely
 from rasterio.windows import Window
 
@@ -46,13 +45,6 @@ def look_at_units(units: gpd.GeoDataFrame, path: Path, inspection: Inspection) -
     """Says what the units are, and warns of those that overlap."""
     kinds = ", ".join(sorted(set(units.geom_type)))
     inspection.add(path, "ok", f"{len(units):,} units ({kinds}) in {crs_name(units.crs)}, ids {shown(units.index)}")
-    layers = [str(name) for name, _ in pyogrio.list_layers(path)]
-    if len(layers) > 1:
-        inspection.add(
-            path,
-            "warning",
-            f"the file holds {len(layers)} layers ({shown(layers)}), of which {layers[0]} is read; keep the tracts alone in a file",
-        )
     if pairs := overlaps(units):
         remedy = "each counts pixels and area of the other; mend their borders if they should not"
         inspection.add(

@@ -12,7 +12,8 @@ read: memory is bounded by the largest patch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,8 @@ def read_inputs(config: PreprocessingConfig, ledger: Ledger) -> tuple[list[Scene
     """
     inspection = Inspection(ledger)
     inspection.look("--output_tif_dir", check_output_folder, config.output_tif_dir, "--output_tif_dir")
-    scenes = open_scenes(config.input_tif_path, config.bands, config.band_names, config.nodata, config.mode != "grid", inspection)
+    opened = partial(open_scene, bands=config.bands, names=config.band_names, nodata=config.nodata)
+    scenes = open_scenes(config.input_tif_path, opened, config.mode != "grid", inspection)
     units = None
     if config.mode != "grid":
         units = inspection.look(str(config.shp_path), areal_units.read_units, str(config.shp_path), config.id_column, ledger)
@@ -90,11 +92,16 @@ def read_inputs(config: PreprocessingConfig, ledger: Ledger) -> tuple[list[Scene
     return scenes, units
 
 
-def open_scenes(
-    paths: Sequence[str], bands: Sequence[str], names: Sequence[str], nodata: float | None, with_units: bool, inspection: Inspection
-) -> list[Scene]:
-    """Opens all scenes that can be opened and looks whether they can stand beside each other, and under units if ``with_units``."""
-    found = [inspection.look(path, open_scene, path, bands, names, nodata) for path in paths]
+def open_scenes(paths: Sequence[str], opened: Callable[[str], Scene], with_units: bool, inspection: Inspection) -> list[Scene]:
+    """Opens all scenes that can be opened and looks whether they can stand beside each other, and under units if ``with_units``.
+
+    Args:
+        paths: The files.
+        opened: ``open_scene`` with its settings.
+        with_units: Whether units are laid over the scenes, so that they need a CRS.
+        inspection: Takes the faults.
+    """
+    found = [inspection.look(path, opened, path) for path in paths]
     scenes = [scene for scene in found if scene is not None]
     if scenes:
         inspection.look(scenes[0].path, check_scenes_agree, scenes)

@@ -5,7 +5,7 @@ import rasterio
 import shapely
 from affine import Affine
 
-from imagery2flow.imagery.checks import look_at_coverage, look_at_scene, look_at_units, overlaps, sample_scene, sample_windows
+from imagery2flow.imagery.checks import look_at_coverage, look_at_scene, overlaps, sample_scene, sample_windows
 from imagery2flow.imagery.scene import open_scene
 from imagery2flow.run.inspection import Inspection
 from imagery2flow.run.stage import Ledger
@@ -61,14 +61,6 @@ def test_overlaps_are_those_that_a_loop_over_all_pairs_finds():
     ]
     assert 0 < len(expected) < 25 * 24 / 2
     assert overlaps(units) == expected
-
-
-def test_a_file_of_several_layers_is_warned_of(tmp_path, inspection):
-    path = tmp_path / "units.gpkg"
-    for layer in ("tracts", "counties"):
-        squares(a=(0, 0, 10, 10)).to_file(path, layer=layer)
-    look_at_units(squares(a=(0, 0, 10, 10)), path, inspection)
-    assert "holds 2 layers (tracts, counties), of which tracts is read" in said(inspection, "warning")[0]
 
 
 @pytest.mark.parametrize("blocks", [{}, {"tiled": True, "blockxsize": 16, "blockysize": 16}, {"blockysize": 1}])
