@@ -11,10 +11,11 @@ INSTALLED := $(VENV)/.installed
 JOBS ?= 2
 DATA ?= ../shared/data
 
-.PHONY: help demo test test-all test-gpu real evaluate bench acquire-check check clean
+.PHONY: help demo figs test test-all test-gpu real evaluate bench acquire-check check clean
 
 help:
 	@echo "make demo               a generated metro and a second city through all five stages (about 4 minutes on 2 cores, 2 of them the installation)"
+	@echo "make figs               runs figs.ipynb, which draws the paper's figures of the demo"
 	@echo "make test               install, then the test suite"
 	@echo "make test-all           also the tests that take minutes"
 	@echo "make test-gpu           the checks that need an NVIDIA GPU"
@@ -34,6 +35,10 @@ $(INSTALLED): requirements.txt pyproject.toml
 
 demo: $(INSTALLED)
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash runs/demo.sh
+
+figs: $(INSTALLED)
+	test -d demo/outputs || $(MAKE) --no-print-directory demo
+	$(BIN)/jupyter execute --inplace --kernel_name=python3 figs.ipynb
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n $(JOBS)

@@ -10,8 +10,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import pandas as pd
 import pytest
+from nbclient import NotebookClient
 
 from imagery2flow.run.acquire_config import AcquireConfig
 from imagery2flow.run.cli import parse_config
@@ -95,6 +97,18 @@ def test_an_area_that_there_is_not_is_refused(name):
     assert result.stderr == "usage: runs/reproduce.sh M1   (M1 to M10)\n"
 
 
+def num_pictures(model: Path, folder: Path) -> int:
+    """Runs figs.ipynb on a model and returns how many pictures it shows; each is also written to a folder."""
+    notebook = nbformat.read(ROOT / "figs.ipynb", as_version=4)
+    first = next(cell for cell in notebook.cells if cell.cell_type == "code")
+    assert first.source.count('"demo/outputs/M1_l8_2020"') == first.source.count("FIGURES = None") == 1, "these are what a user changes"
+    first.source = first.source.replace("demo/outputs/M1_l8_2020", str(model)).replace("FIGURES = None", f"FIGURES = {str(folder)!r}")
+    NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
+    shown = [output for cell in notebook.cells for output in cell.get("outputs", []) if "image/png" in output.get("data", {})]
+    assert len(list(folder.glob("*.pdf"))) == len(shown)
+    return len(shown)
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> dict[str, str]:
     """Two generated areas under the names that acquire gives its files, and a small recipe, as the script's environment."""
@@ -120,7 +134,7 @@ def place(tmp_path_factory) -> dict[str, str]:
     return paths | {"REGIONS": "M1 M2", "SENSORS": "l8", "FOLDS": "1", "PAST": "2010"}
 
 
-def test_all_steps_run_once_and_end_in_the_tables(place):
+def test_all_steps_run_once_and_end_in_tables_and_figures(place, tmp_path):
     outputs = Path(place["OUTPUTS"])
     assert "12 steps were done before, 12 now" in reproduce("M1", **place).stdout
     table = pd.read_csv(outputs / "M1_l8_2020/results.csv")
@@ -135,6 +149,7 @@ def test_all_steps_run_once_and_end_in_the_tables(place):
     again = reproduce("M1", **place).stdout
     assert "23 steps were done before, 1 now" in again
     assert [words[0] for words in commands_of(again)] == ["test_ODPrediction.py"]
+    assert num_pictures(outputs / "M1_l8_2020", tmp_path / "figures") >= 20
 
 
 def test_a_step_that_fails_ends_the_run(place, tmp_path):

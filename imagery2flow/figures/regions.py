@@ -12,10 +12,10 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize, to_rgba
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
+from matplotlib.patches import Patch, Rectangle
 
-from imagery2flow.figures.cartography import HATCH, round_below
-from imagery2flow.figures.style import COLOURS, GREY, LIGHT_GREY, TICK_SIZE, TITLE_SIZE, new_figure
+from imagery2flow.figures.cartography import HATCH, HATCH_COLOUR, absent_handle, round_below
+from imagery2flow.figures.style import COLOURS, GREY, LIGHT_GREY, TICK_SIZE, TITLE_SIZE, legend_below, new_figure
 from imagery2flow.flows import urban_form
 
 PANELS_PER_ROW = 5
@@ -101,6 +101,10 @@ def transfer_matrix(matrices: Mapping[str, pd.DataFrame], score: str = "CPC") ->
     bar = figure.colorbar(image, ax=axes, shrink=0.6)
     bar.set_label(score)
     bar.ax.tick_params(labelsize=TICK_SIZE)
+    handles = [Patch(fill=False, edgecolor="black", linewidth=1.2, label="the same region")]
+    if np.isnan(values).any():
+        handles.append(absent_handle("no score"))
+    legend_below(figure, handles)
     return figure
 
 
@@ -113,7 +117,7 @@ def draw_matrix(axis: Axes, matrix: pd.DataFrame, scale: Normalize) -> ScalarMap
             value = values[row, column]
             corner = (column - 0.5, row - 0.5)
             if np.isnan(value):
-                axis.add_patch(Rectangle(corner, 1, 1, facecolor="white", edgecolor=GREY, hatch=HATCH, linewidth=0))
+                axis.add_patch(Rectangle(corner, 1, 1, facecolor=LIGHT_GREY, edgecolor=HATCH_COLOUR, hatch=HATCH, linewidth=0.1))
             else:
                 colour = readable_on(colormaps[COLOUR_MAP](scale(value)))
                 axis.text(column, row, two_digits(value), ha="center", va="center", fontsize=TICK_SIZE, color=colour)
@@ -123,7 +127,7 @@ def draw_matrix(axis: Axes, matrix: pd.DataFrame, scale: Normalize) -> ScalarMap
     axis.set_yticks(range(matrix.shape[0]), matrix.index)
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
-    axis.set_xlabel(f"trained on (frame: the same region{'; hatched: no score' if np.isnan(values).any() else ''})")
+    axis.set_xlabel("trained on")
     axis.set_ylabel("tested on")
     return image
 

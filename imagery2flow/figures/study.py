@@ -7,7 +7,7 @@ models with the model's name behind it.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -105,6 +105,16 @@ def read_study(models: Sequence[str | Path], ledger: Ledger) -> dict[str, StudyR
             f"the models were trained on {', '.join(sorted(map(str, universes)))}; show models of one universe beside each other"
         )
     return regions
+
+
+def overview(study: Mapping[str, StudyRegion]) -> pd.DataFrame:
+    """What the figures are made of: index region; number of units, flows of the universe, and held-out flows by predictor."""
+    rows = {
+        name: {"units": len(region.units), "flows": len(region.flows)}
+        | {f"held-out flows, {predictor}": len(table) for predictor, table in region.predictions.items()}
+        for name, region in study.items()
+    }
+    return pd.DataFrame.from_dict(rows, orient="index")
 
 
 def tested_elsewhere(model: Path, ledger: Ledger) -> Iterator[ReportRun]:

@@ -2,12 +2,14 @@
 
 import statistics
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from imagery2flow.figures.report import write_report
+from imagery2flow.run.earth import great_circle_m
 from imagery2flow.run.report_config import ReportConfig
 from imagery2flow.run.stage import Ledger
 from tests.figures import browser
@@ -43,7 +45,7 @@ def large(tmp_path_factory):
     units = city(NUM_UNITS)
     pairs = gravity_pairs(units, NUM_PAIRS)
     assert (len(units), len(pairs)) == (NUM_UNITS, NUM_PAIRS)
-    return make(write_run(tmp_path_factory.mktemp("large"), units, pairs))
+    return SimpleNamespace(address=make(write_run(tmp_path_factory.mktemp("large"), units, pairs)), units=units, pairs=pairs)
 
 
 @pytest.fixture(scope="module")
@@ -201,6 +203,11 @@ def test_filters_by_volume_and_distance(page):
     assert [row[1] for row in rows(page)] == ["00"]
     page.find_element(ID, "reset").click()
     assert [row[1] for row in rows(page)] == ["00", "01", "02"]
+    page.find_element(ID, "volume-high").send_keys("10")
+    assert [row[1] for row in rows(page)] == ["01", "02"]
+    page.find_element(ID, "distance-low").send_keys("1.5")
+    assert [row[1] for row in rows(page)] == ["02"]
+    page.find_element(ID, "reset").click()
     page.find_element("css selector", "input[value=out]").click()
     assert [row[0] for row in rows(page)] == ["within", "out"]
     page.find_element("css selector", "input[value=in]").click()
@@ -211,7 +218,7 @@ def test_the_table_is_sorted_by_its_heads_and_leads_to_other_units(page):
     click_unit(page, 0)
     page.find_element("css selector", "#flows th:nth-child(3) button").click()
     assert [row[2] for row in rows(page)] == ["2.0", "1.0", "0.0"]
-    assert page.execute_script("return document.querySelector('#flows th:nth-child(3)').ariaSort") == "descending"
+    assert page.execute_script("return document.querySelector('#flows th:nth-child(3)').getAttribute('aria-sort')") == "descending"
     page.find_element("css selector", "#flows th:nth-child(3) button").click()
     assert [row[2] for row in rows(page)] == ["0.0", "1.0", "2.0"]
     page.find_element("xpath", "//table[@id='flows']//td/button[text()='02']").click()
@@ -229,7 +236,7 @@ def test_everything_is_done_with_the_keyboard(page):
     press(page, "0", Keys.ARROW_DOWN, Keys.ARROW_DOWN)
     assert page.find_element(ID, "search").get_attribute("aria-activedescendant") == "option-1"
     assert page.find_element(ID, "option-1").get_attribute("aria-selected") == "true"
-    assert text(page, "matches") == "3 units match"
+    assert page.find_element(ID, "matches").get_attribute("textContent") == "3 units match"
     press(page, Keys.ENTER)
     assert (text(page, "chosen"), focused(page)) == ("Unit 01", "search")
     assert page.find_element(ID, "search").get_attribute("aria-expanded") == "false"
@@ -268,6 +275,15 @@ def test_everything_is_done_with_the_keyboard(page):
     assert page.execute_script("return document.activeElement.closest('th') !== null")
 
 
+def test_a_search_without_a_match_says_so_and_chooses_nothing(page):
+    field = page.find_element(ID, "search")
+    field.send_keys("99")
+    assert text(page, "matches") == "0 units match"
+    assert not page.find_element(ID, "options").is_displayed()
+    field.send_keys("\n")
+    assert not page.find_element(ID, "details").is_displayed()
+
+
 def test_controls_have_names_and_changes_are_announced(page):
     unnamed = page.execute_script(
         "return [...document.querySelectorAll('button, input, select, [tabindex=\"0\"]')].filter((one) => !("
@@ -296,7 +312,7 @@ def test_the_map_is_dragged_and_zoomed(page):
 @pytest.mark.parametrize("dark", [False, True])
 def test_a_page_of_360_pixels_needs_no_scrolling_to_the_side(small, large, dark, tmp_path):
     with chromium(360, 740, dark) as driver:
-        for address in (small, large):
+        for address in (small, large.address):
             opened(driver, address)
             search = driver.find_element(ID, "search")
             search.send_keys(driver.execute_script("return units.ids[1]"), "\n")
@@ -352,11 +368,35 @@ def test_the_page_may_not_ask_for_anything(window, small):
     assert not [address for address in requests(window) if address.startswith("http")]
 
 
+def test_flows_of_a_unit_and_the_largest_of_all_are_those_of_the_table(window, large):
+    opened(window, large.address)
+    place = large.units.set_index("geocode").centroid.to_crs(4326)
+    for unit in (3, 700, 1_500):
+        geocode = large.units.geocode[unit]
+        found = window.execute_script(
+            "choose(arguments[0]); return state.rows.map(({pair}) => ["
+            "units.ids[flows.origin[pair]], units.ids[flows.destination[pair]], modes[0].values[pair], modes[2].values[pair], flows.distanceKm[pair]])",
+            unit,
+        )
+        own = large.pairs[(large.pairs.h_geocode == geocode) | (large.pairs.w_geocode == geocode)]
+        told = own.set_index(["h_geocode", "w_geocode"])[["count", "lightgbm"]]
+        shown = pd.DataFrame(found, columns=["h_geocode", "w_geocode", "count", "lightgbm", "km"])
+        ends = [place[shown[column]] for column in ("h_geocode", "w_geocode")]
+        km = great_circle_m(ends[0].x.to_numpy(), ends[0].y.to_numpy(), ends[1].x.to_numpy(), ends[1].y.to_numpy()) / 1_000
+        np.testing.assert_allclose(shown.km, km, rtol=1e-5, atol=1e-5)
+        shown = shown.set_index(["h_geocode", "w_geocode"])[["count", "lightgbm"]]
+        pd.testing.assert_frame_equal(shown.sort_index(), told.sort_index(), check_dtype=False, rtol=1e-6)
+    volumes = window.execute_script("choose(-1); return state.rows.map(({pair}) => modes[0].values[pair])")
+    between = large.pairs[large.pairs.h_geocode != large.pairs.w_geocode]
+    assert sorted(volumes) == sorted(between["count"].nlargest(len(volumes)))
+    check_quiet(window)
+
+
 def test_200_000_flows_are_painted_and_answer_at_once(window, large):
     """Times of a shared machine scatter: the first paint of three, the clicks' median."""
     paints, maps = [], []
     for _ in range(3):
-        opened(window, large)
+        opened(window, large.address)
         paints.append(window.execute_script("return performance.getEntriesByName('first-contentful-paint')[0].startTime"))
         maps += measures(window, "report:first-map")
     units = window.execute_script(

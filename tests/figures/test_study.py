@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import rasterio
 
-from imagery2flow.figures.study import Pictures, read_study, read_vectors
+from imagery2flow.figures.study import Pictures, overview, read_study, read_vectors
 from imagery2flow.flows.metrics import cpc
 from imagery2flow.run.errors import InputError, MissingInputError, TableError
 from imagery2flow.run.stage import Ledger
@@ -62,6 +62,11 @@ def test_predictions_are_of_held_out_flows_of_the_models_universe(model, ledger)
             ("01", "02", 20.0, 40.0),
             ("02", "00", 30.0, 60.0),
         ]
+
+
+def test_the_overview_counts_what_the_figures_show(model, ledger):
+    table = overview(read_study([model], ledger))
+    assert table.to_dict("index")["M2"] == {"units": 3, "flows": 3, "held-out flows, bilinear": 2, "held-out flows, LightGBM": 2}
 
 
 def test_origins_are_scored_by_their_own_flows(model, ledger):

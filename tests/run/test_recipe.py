@@ -97,7 +97,16 @@ def accepted_flags(command):
 
 
 @pytest.mark.parametrize(
-    "document", ["README.md", "configs/paper/README.md", "runs/demo.sh", "docs/inputs.md", "docs/performance.md", "docs/earth_engine.md"]
+    "document",
+    [
+        "README.md",
+        "configs/paper/README.md",
+        "runs/demo.sh",
+        "docs/data.md",
+        "docs/inputs.md",
+        "docs/performance.md",
+        "docs/earth_engine.md",
+    ],
 )
 def test_every_flag_of_a_command_in_the_documents_exists(document):
     text = (ROOT / document).read_text().replace("\\\n", " ")

@@ -142,8 +142,10 @@ class FlowMap {
   }
 
   schedule() {
-    this.frameRequest ??= requestAnimationFrame(() => {
-      this.frameRequest = undefined;
+    if (this.isScheduled) return;
+    this.isScheduled = true;
+    requestAnimationFrame(() => {
+      this.isScheduled = false;
       this.drawUnits();
       this.drawLines();
     });

@@ -9,8 +9,11 @@ const { units, flows, columns, modes } = report;
 const state = { mode: modes[0], column: columns[0], direction: "both", chosen: -1, sort: null, rows: [], rowsShown: ROWS_AT_FIRST };
 const map = new FlowMap(element("map"), units, choose, hover);
 
-function make(tag, text = "", properties = {}) {
-  return Object.assign(document.createElement(tag), { textContent: text }, properties);
+function make(tag, text = "", attributes = {}) {
+  const made = document.createElement(tag);
+  made.textContent = text;
+  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+  return made;
 }
 
 // ---- which flows are shown
@@ -67,7 +70,7 @@ function overviewPairs(filter) {
     if (Math.abs(values[pair]) > least) buffer.push(pair);
     if (buffer.length < 20 * OVERVIEW_LINES) continue;
     buffer = largest(buffer);
-    least = Math.abs(values[buffer.at(-1)]);
+    least = Math.abs(values[buffer[buffer.length - 1]]);
   }
   return { passing, rows: largest(buffer).map((pair) => ({ pair, direction: "out" })) };
 }
@@ -191,8 +194,8 @@ function showTable() {
 
 function headCell(column) {
   const sorted = state.sort?.name === column.name;
-  const cell = make("th", "", { scope: "col", className: column.number ? "number" : "" });
-  if (sorted) cell.ariaSort = state.sort.descending ? "descending" : "ascending";
+  const cell = make("th", "", { scope: "col", class: column.number ? "number" : "" });
+  if (sorted) cell.setAttribute("aria-sort", state.sort.descending ? "descending" : "ascending");
   const button = make("button", column.name + (sorted ? (state.sort.descending ? " \u25be" : " \u25b4") : ""), { type: "button" });
   button.addEventListener("click", () => {
     state.sort = { name: column.name, descending: sorted ? !state.sort.descending : Boolean(column.number) };
@@ -208,9 +211,9 @@ function headCell(column) {
 function tableRow(row, shape) {
   const line = make("tr");
   for (const column of shape) {
-    const cell = make("td", "", { className: column.number ? "number" : "" });
+    const cell = make("td", "", { class: column.number ? "number" : "" });
     if (column.partner && row.direction !== "within") {
-      const button = make("button", column.text(row), { type: "button", ariaLabel: `Choose unit ${column.text(row)}` });
+      const button = make("button", column.text(row), { type: "button", "aria-label": `Choose unit ${column.text(row)}` });
       button.addEventListener("click", (event) => {
         choose(row.partner, event.timeStamp);
         element("chosen").focus(); // the table is a new one, and the button gone
@@ -235,7 +238,7 @@ function colourUnits() {
   element("unit-title").textContent = `Units: ${state.column.name}`;
   element("unit-classes").replaceChildren(
     ...entries.map(([text, colour]) => {
-      const swatch = make("span", "", { className: "swatch" });
+      const swatch = make("span", "", { class: "swatch" });
       swatch.style.background = colour;
       const entry = make("li");
       entry.append(swatch, make("span", text));
@@ -252,7 +255,7 @@ function lineLegend() {
   element("line-title").textContent = `Lines: ${name} (commuters of a pair)`;
   element("line-classes").replaceChildren(
     ...classTexts(breaks).map((text, i) => {
-      const stroke = make("span", "", { className: "stroke" });
+      const stroke = make("span", "", { class: "stroke" });
       stroke.style.borderTop = `${Math.max(widths[i], 1)}px solid ${colours[i]}`;
       const entry = make("li");
       entry.append(stroke, make("span", text));

@@ -82,5 +82,5 @@ function cellText(value, whole) {
 function classTexts(breaks) {
   const texts = breaks.map((value) => numberText(value));
   if (texts.length === 0) return ["all values"];
-  return [`below ${texts[0]}`, ...texts.slice(1).map((text, i) => `${texts[i]} to ${text}`), `${texts.at(-1)} and more`];
+  return [`below ${texts[0]}`, ...texts.slice(1).map((text, i) => `${texts[i]} to ${text}`), `${texts[texts.length - 1]} and more`];
 }

@@ -13,14 +13,20 @@ function findMatches() {
     else if (place > 0) holds.push(unit);
   }
   Object.assign(search, { matches: [...begins, ...holds], active: -1 });
-  element("matches").textContent = text === "" ? "" : `${numberText(search.matches.length)} units match`;
+  sayMatches(text === "" ? "" : `${numberText(search.matches.length)} units match`);
+}
+
+// Who sees the page sees the list; only that nothing matches must be shown.
+function sayMatches(text) {
+  element("matches").textContent = text;
+  element("matches").classList.toggle("unseen", search.matches.length > 0);
 }
 
 function showOptions(open) {
   const first = Math.min(Math.max(search.active - OPTIONS_SHOWN + 1, 0), Math.max(search.matches.length - OPTIONS_SHOWN, 0));
   const options = search.matches.slice(first, first + OPTIONS_SHOWN).map((unit, i) => {
-    const option = make("li", units.ids[unit], { id: `option-${first + i}`, role: "option", ariaSelected: String(first + i === search.active) });
-    Object.assign(option, { ariaPosInSet: String(first + i + 1), ariaSetSize: String(search.matches.length) });
+    const place = { "aria-posinset": first + i + 1, "aria-setsize": search.matches.length, "aria-selected": first + i === search.active };
+    const option = make("li", units.ids[unit], { id: `option-${first + i}`, role: "option", ...place });
     option.addEventListener("pointerdown", (event) => {
       event.preventDefault(); // the field keeps the focus
       takeOption(unit, event.timeStamp);
@@ -37,7 +43,7 @@ function showOptions(open) {
 
 function takeOption(unit, started) {
   element("search").value = units.ids[unit];
-  element("matches").textContent = "";
+  sayMatches("");
   showOptions(false);
   choose(unit, started);
 }
