@@ -61,7 +61,10 @@ def check(config: CheckConfig, ledger: Ledger) -> None:
     record = None if not config.log else inspection.look(f"model {config.model_dir}", load_record, Path(config.model_dir), CPU)
     regions = [look_at_place(config, place, encoder, inspection) for place in config.places()]
     whole = [region for region in regions if region is not None]
-    if len(whole) == len(config.region):
+    is_whole = len(whole) == len(config.region)
+    if config.split_path is not None:
+        look_at_split(config, sorted(geocode for region in whole for geocode in region.graph.geocodes) if is_whole else (), inspection)
+    if is_whole:
         look_at_regions(config, whole, record, inspection)
     print(inspection.as_text())
     if config.output_path is not None:
@@ -123,12 +126,7 @@ def look_at_place(config: CheckConfig, place: Place, encoder: Encoder | None, in
         table_m = inspection.look(path, read_distances, path, geocodes, inspection.ledger)
         if table_m is not None and geocodes:
             inspection.add(path, "ok", f"{distances_text(table_m)}; a run takes them with --distance_path")
-    for path in config.population_paths(place.region):
-        look_at_population(path, config.population_column, geocodes, inspection)
-    if config.split_path is not None:
-        split = inspection.look(config.split_path, read_split, config.split_path, config.split, geocodes, inspection.ledger)
-        if split is not None:
-            inspection.add(config.split_path, "ok", f"labels of {int((split.label != '').sum()):,} of {len(geocodes):,} units")
+    look_at_population(config.population_paths(place.region), config.population_column, geocodes, inspection)
     if geocodes:
         estimate_matrix(config, place.region, len(geocodes), inspection)
     return as_region(place, parts) if sound else None
@@ -216,17 +214,27 @@ def look_at_counts(flows: FlowTable, path: object, inspection: Inspection) -> No
     )
 
 
-def look_at_population(path: str, column: str, geocodes: Sequence[str], inspection: Inspection) -> None:
-    """Looks at a table of the population, and names the units that it lacks."""
-    population = inspection.look(path, read_population, path, column, geocodes, inspection.ledger)
-    if population is None or not len(geocodes):
-        return
-    unknown = np.array(geocodes, dtype=object)[np.isnan(population)]
-    inspection.add(path, "ok", f"population of {len(geocodes) - len(unknown):,} of {len(geocodes):,} units")
-    if len(unknown):
-        inspection.add(
-            path, "warning", f"{len(unknown):,} units have no known population ({shown(unknown)}) and are ranked at random in the split"
-        )
+def look_at_population(paths: Sequence[str], column: str, geocodes: Sequence[str], inspection: Inspection) -> None:
+    """Looks at tables of the population, and names the units that none of them knows."""
+    known = np.zeros(len(geocodes), dtype=bool)
+    tables = [inspection.look(path, read_population, path, column, geocodes, inspection.ledger) for path in paths]
+    for path, population in zip(paths, tables, strict=True):
+        if population is None or not len(geocodes):
+            return
+        known |= ~np.isnan(population)
+        inspection.add(path, "ok", f"population of {int(np.isfinite(population).sum()):,} of {len(geocodes):,} units")
+    unknown = np.array(geocodes, dtype=object)[~known]
+    if paths and len(unknown):
+        text = f"{len(unknown):,} units have no known population ({shown(unknown)}) and are ranked at random in the split"
+        inspection.add(paths[-1], "warning", text)
+
+
+def look_at_split(config: CheckConfig, geocodes: Sequence[str], inspection: Inspection) -> None:
+    """Looks at the split of the units of all regions; at the table itself where they are not known."""
+    assert config.split_path is not None
+    split = inspection.look(config.split_path, read_split, config.split_path, config.split, geocodes, inspection.ledger)
+    if split is not None and len(geocodes):
+        inspection.add(config.split_path, "ok", f"labels of {int((split.label != '').sum()):,} of {len(geocodes):,} units")
 
 
 def distances_text(table_m: np.ndarray) -> str:

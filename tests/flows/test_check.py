@@ -21,7 +21,7 @@ from imagery2flow.run.errors import InputError
 from imagery2flow.run.files import save_tensors
 from imagery2flow.run.stage import Ledger
 
-from .conftest import GEOCODES, train, training_config, write_region
+from .conftest import GEOCODES, rename_ids, train, training_config, write_region
 
 TOWN = "--region town --node_feats_path town.csv --device cpu"
 UNITS, FLOWS, FEATURES, POPULATION = "data/town/units.gpkg", "data/town/flows.csv", "town.csv", "data/town/population.csv"
@@ -247,6 +247,28 @@ def test_regions_that_cannot_stand_in_one_model_are_refused(check, town):
     edit("village.csv", "2", 2, "inf")
     status, found, _ = check("--region town village --node_feats_path town.csv village.csv")
     assert list(of_level(found, "fault")) == ["town.csv", "village.csv"]
+
+
+def test_tables_of_the_population_complete_each_other(check):
+    table = pd.read_csv(POPULATION, dtype="str")
+    table[:20].to_csv("north.csv", index=False)
+    table[15:29].to_csv("south.csv", index=False)
+    status, found, _ = check(f"{TOWN} --population_path north.csv south.csv")
+    assert status == 0
+    assert found["north.csv"] == [("ok", "population of 20 of 30 units")]
+    assert found["south.csv"][0] == ("ok", "population of 14 of 30 units")
+    assert found["south.csv"][1][1].startswith(f"1 units have no known population ({GEOCODES[29]})")
+
+
+def test_a_split_of_several_regions_is_held_against_the_units_of_all(check, town):
+    write_region(town, "village", seed=1, west=540_000.0)
+    rename_ids(town, "village", "3400")
+    table = pd.read_csv(SPLIT, dtype="str")
+    pd.concat([table, table.assign(geocode=table.geocode.str.replace("0600", "3400"))]).to_csv(SPLIT, index=False)
+    shutil.move(SCENE, "old.tif")
+    status, found, _ = check(f"--region town village --node_feats_path town.csv village.csv --split_path {SPLIT}")
+    assert status == 0, of_level(found, "fault")
+    assert found[SPLIT] == [("ok", "labels of 60 of 60 units")]
 
 
 def test_a_flow_model_and_a_region_that_do_not_fit_are_named_with_all_that_differs(check, town, monkeypatch):
