@@ -75,7 +75,9 @@ def test_several_faults_from_within_keep_their_own_subjects(inspection):
 def test_a_file_that_two_regions_share_is_named_once(inspection):
     for _ in range(2):
         inspection.look("a.csv", fail, "a; mend it")
-    assert len(inspection.findings) == len(inspection.errors) == 1
+        inspection.look("b.csv", inspection.ledger.note, "1 was mended")
+    assert len(inspection.errors) == 1
+    assert inspection.as_text().splitlines() == ["a.csv", "  fault    a; mend it", "b.csv", "  warning  1 was mended"]
 
 
 def test_what_a_reader_notes_or_leaves_out_is_a_warning_about_its_file(inspection):
