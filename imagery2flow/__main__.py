@@ -8,6 +8,7 @@ from functools import partial
 
 from imagery2flow.run.acquire_config import AcquireConfig
 from imagery2flow.run.adopt_config import AdoptConfig
+from imagery2flow.run.check_config import CheckConfig
 from imagery2flow.run.cli import parse_config
 from imagery2flow.run.config import MapConfig, SyntheticConfig
 from imagery2flow.run.distances_config import DistancesConfig
@@ -42,6 +43,14 @@ def adopt(argv: Sequence[str]) -> int:
     from imagery2flow.flows import adopt as work
 
     return run_stage("adopt", config, work.adopt)
+
+
+def check(argv: Sequence[str]) -> int:
+    """Looks at all inputs of a run before it starts, and lists every fault at once."""
+    config = parse_config("python -m imagery2flow check", CheckConfig, argv)
+    from imagery2flow.flows import check as work
+
+    return run_stage("check", config, work.check)
 
 
 def distances(argv: Sequence[str]) -> int:
@@ -121,6 +130,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "synthetic": synthetic,
     "acquire": acquire,
     "adopt": adopt,
+    "check": check,
     "distances": distances,
     "land_cover": land_cover,
     "urban_form": urban_form,

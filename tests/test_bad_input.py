@@ -199,6 +199,9 @@ PREPROCESSING = [
          rewrite(SCENE, "two.tif", keep=2)),
     case("a scene without a valid pixel", "", f"24 units ... {SCENE} ... nodata ... --min_valid", rewrite(SCENE, fill=0)),
     case("a file as output folder", f"--output_tif_dir {FLOWS}", f"--output_tif_dir {FLOWS}"),
+    case("faults of several inputs", f"--input_tif_path {SCENE} absent.tif --output_tif_dir {FLOWS}",
+         f"4 faults ... --output_tif_dir {FLOWS} cannot ... absent.tif does not exist ... {SCENE} states no CRS ... more than once",
+         rewrite(SCENE, crs=None), put_ids(NEXT_ID)),
 ]
 PATCHES_OF_A_STAGE = [  # 2 and 3
     case("an absent folder", "--data_path absent", "--data_path absent is no folder; name the one that img_preprocessing.py wrote"),
@@ -207,6 +210,7 @@ PATCHES_OF_A_STAGE = [  # 2 and 3
     case("a truncated patch", "", f"patch {PATCH} cannot be ... truncated ... img_preprocessing.py", cut_short(PATCH)),
     case("duplicate ids", "", f"{MANIFEST} ... {NEXT_ID} ... img_preprocessing.py", put(MANIFEST, "geocode", NEXT_ID)),
     case("an unknown device", "--device abacus", "--device abacus is no device; use auto"),
+    case("faults of several inputs", "--device abacus --data_path absent", "2 faults ... --device abacus ... --data_path absent is no folder"),
 ]
 ENCODER = [
     case("another count of bands", "--bands 4", f"--bands 4 but the patches of {PATCHES} have 3 bands (red, nir, swir1); name"),
@@ -296,6 +300,9 @@ REGION = [  # of stages 4 and 5
          write_distances(f"{ID},{NEXT_ID},7")),
     case("distances without a column", DISTANCES, "distances distance.csv ... distance_m ... metres ... rename",
          write_distances(column="metres")),
+    case("faults of several inputs", f"{DISTANCES} --device abacus",
+         "5 faults ... --device abacus is no device ... column GEOID20: the ids are numbers ... columns 1 hold ... negative (-5) ... (line 2: -3)",
+         put_ids(dtype="int64"), put(FEATURES, "1", "inf"), write_distances(f"{NEXT_ID},{ID},-5"), put(FLOWS, "count", "-3")),
     case("several faults of the distances", DISTANCES, "distances distance.csv: 2 faults: ... far ... -5",
          write_distances(f"{NEXT_ID},{ID},far", f"{NEXT_ID},{NEXT_ID},-5")),
 ]
@@ -335,6 +342,11 @@ TRAINING = [
     case("several faults of the population", f"--population_path {PARQUET}", f"2 faults: geocode holds numbers ({BARE_ID}) ... once",
          put(POPULATION, "geocode", ID, ID), write_numbers(POPULATION, "geocode")),
     case("a file as output folder", f"--output_dir {FLOWS}", f"--output_dir {FLOWS}"),
+    case("bad flows, features and population", f"--population_path {POPULATION}",
+         f"3 faults ... features {FEATURES}: columns 1 hold ... flows {FLOWS}: 1 counts are negative ... population {POPULATION}: 1 ids occur",
+         put(FLOWS, "count", "-3"), put(FEATURES, "1", "inf"), put(POPULATION, "geocode", NEXT_ID)),
+    case("no zeros and a bad population", f"--universe full --population_path {POPULATION}", "2 faults ... complete_block ... 1 ids occur",
+         put(POPULATION, "geocode", NEXT_ID)),
 ]
 TESTING = [
     case("an absent model", "--log absent", "OD model outputs/absent/od_model.pt does not exist"),
@@ -348,6 +360,10 @@ TESTING = [
     case("absent outflows", "--origin_totals_path absent.csv", "origin totals absent.csv does not exist ... check the path"),
     case("outflows without their column", f"--origin_totals_path {POPULATION}",
          f"origin totals {POPULATION} needs the columns geocode and outflow, but has geocode, population ... --origin_totals_column"),
+    case("no model and no features", "--log absent --node_feats_path absent.csv --origin_totals_path absent.csv",
+         "3 faults ... OD model outputs/absent ... features absent.csv ... origin totals absent.csv"),
+    case("another width and other columns", "--embedding_size 64", "2 faults ... the model outputs/M1 has 8 ... (missing: 3; unknown: red_mean)",
+         edit(FEATURES, lambda t: t.rename(columns={"3": "red_mean"}))),
     case("another width", "--embedding_size 64", "--embedding_size 64 but the model outputs/M1 has 8; leave the flag out ... --log"),
 ]
 MAP = [
@@ -423,10 +439,12 @@ def state_of(folder: Path) -> dict[str, tuple[int, int]]:
 
 
 def check_message(stderr: str, stage: str, item: Case) -> None:
-    """One line that names the stage and says all fragments in one sentence; before it nothing but progress."""
-    *progress, line = stderr.splitlines() or [""]
-    assert "Traceback" not in stderr and all(text.startswith(f"[{stage}] ") for text in progress), stderr
-    assert re.match(rf"(python -m imagery2flow )?{stage}(\.py)?: error: ", line), stderr
+    """One line that names the stage, below it one for each fault where there are several, and in these all fragments; before it nothing but progress."""
+    said = [text for text in stderr.splitlines() if not text.startswith(f"[{stage}] ")]
+    line, several = "\n".join(said), len(said) > 1
+    assert re.match(rf"(python -m imagery2flow )?{stage}(\.py)?: error: ", line) and stderr.endswith(line + "\n"), stderr
+    assert not several or re.match(rf".*: error: {len(said) - 1} faults were found; mend all", line), stderr
+    assert all(text.startswith("  - ") for text in said[1:]), stderr
     absent = [fragment for fragment in item.says.split(" ... ") if fragment not in line]
     assert not absent, f"\nmissing: {absent}\n   said: {line}"
     assert not re.search(r"\. [A-Z]", line), f"more than one sentence: {line}"

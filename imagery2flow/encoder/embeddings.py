@@ -24,14 +24,15 @@ from torch import nn
 from tqdm import tqdm
 
 from imagery2flow.encoder.backbones import build_backbone
-from imagery2flow.encoder.checkpoint import check_scale, find_checkpoint, load_encoder
+from imagery2flow.encoder.checkpoint import EncoderRecord, check_scale, find_checkpoint, load_encoder
 from imagery2flow.encoder.features import embed
 from imagery2flow.imagery.patch_files import PatchFiles, find_patches, note_patches, read_patches
 from imagery2flow.imagery.patchset import BandMoments, Normalisation, as_normalisation, merge_moments, moments_of, unit_statistics
 from imagery2flow.imagery.pyramid import build_pyramid
 from imagery2flow.run.config import EmbeddingConfig, log_name
-from imagery2flow.run.device import make_fabric
+from imagery2flow.run.device import choose_device, make_fabric
 from imagery2flow.run.files import check_table_suffix, untrained_path, write_table
+from imagery2flow.run.inspection import Inspection
 from imagery2flow.run.parallel import available_cores, check_shared_folder, each_chunk
 from imagery2flow.run.stage import Ledger
 
@@ -80,20 +81,11 @@ def make_embeddings(config: EmbeddingConfig, ledger: Ledger) -> Path:
     Raises:
         InputError: The checkpoint or the patches cannot be used, or do not fit each other.
     """
-    check_table_suffix(config.output_path, "--output_path")
-    path = find_checkpoint(config.ckpt, config.model_path, log_name(config.log))
-    _, record = load_encoder(path)
-    ledger.reads(path)
-    if record.epoch < record.total_epoch:
-        ledger.note(f"encoder {path} is unfinished: epoch {record.epoch} of {record.total_epoch}")
+    path, record, files = read_inputs(config, ledger)
     names = record.normalisation.band_names
-    remedy = f"the encoder {path} reads {', '.join(names)}: embed patches with those bands, or train an encoder on the common ones"
-    files = find_patches(config.data_path, names, ledger, remedy)
     chunks = make_chunks(files, config)
     normalisation = record.normalisation
-    if config.normalisation == "checkpoint":
-        check_scale(record, files.dtype, config.data_path)
-    else:
+    if config.normalisation == "patches":
         ledger.note("bands are scaled by these patches' own statistics, not by the encoder's")
         moments = list(each_chunk(measure_chunk, chunks, config.workers, config.dask, ledger, "spawn"))
         normalisation = as_normalisation(merge_moments(moments), names, np.dtype(files.dtype))
@@ -109,6 +101,58 @@ def make_embeddings(config: EmbeddingConfig, ledger: Ledger) -> Path:
     note_patches(files, [geocode for part in found for geocode in part.geocodes], ledger)
     write_vectors(config, names, sorted(found, key=lambda part: part.geocodes), ledger)
     return Path(config.output_path + ".run.json")
+
+
+def read_inputs(config: EmbeddingConfig, ledger: Ledger) -> tuple[Path, EncoderRecord, PatchFiles]:
+    """Path and description of the encoder, and the patches; all that can be known to be wrong before pixels are read is one error.
+
+    Raises:
+        InputError: The encoder, the patches, the device or the output table cannot be used, or encoder and patches do not fit each other.
+    """
+    inspection = Inspection(ledger)
+    inspection.look("--output_path", check_table_suffix, config.output_path, "--output_path")
+    if not config.dask:  # the devices are those of other machines
+        inspection.look("--device", choose_device, config.device)
+    path = inspection.look("--ckpt", find_checkpoint, config.ckpt, config.model_path, log_name(config.log))
+    encoder = None if path is None else inspection.look(path, load_encoder, path)
+    record = None if encoder is None else encoder[1]
+    if path is not None and record is not None:
+        note_encoder(path, record, ledger)
+    files = look_at_patches(config.data_path, path, record, config.normalisation == "checkpoint", inspection)
+    inspection.raise_if_any()
+    assert path is not None
+    assert record is not None
+    assert files is not None
+    return path, record, files
+
+
+def note_encoder(path: Path, record: EncoderRecord, ledger: Ledger) -> None:
+    """Takes an encoder into the ledger, and says whether its training came to its end."""
+    ledger.reads(path)
+    if record.epoch < record.total_epoch:
+        ledger.note(f"encoder {path} is unfinished: epoch {record.epoch} of {record.total_epoch}")
+
+
+def look_at_patches(
+    data_path: str, checkpoint: Path | None, record: EncoderRecord | None, of_one_scale: bool, inspection: Inspection
+) -> PatchFiles | None:
+    """The patches that an encoder is to embed; by themselves where it is not known.
+
+    Args:
+        data_path: Folder of the patches.
+        checkpoint: Path of the encoder, or None.
+        record: What it says of itself, or None.
+        of_one_scale: Whether the patches must have the encoder's type.
+        inspection: Takes the faults.
+    """
+    if record is None:
+        return inspection.look(data_path, find_patches, data_path, (), inspection.ledger)
+    names = record.normalisation.band_names
+    remedy = f"the encoder {checkpoint} reads {', '.join(names)}: embed patches with those bands, or train an encoder on the common ones"
+    files = inspection.look(data_path, find_patches, data_path, names, inspection.ledger, remedy)
+    if files is not None and of_one_scale:
+        inspection.look(data_path, check_scale, record, files.dtype, data_path)
+    return files
 
 
 def make_chunks(files: PatchFiles, config: EmbeddingConfig) -> list[PatchFiles]:

@@ -23,7 +23,7 @@ from imagery2flow.flows.compare import compare
 from imagery2flow.flows.controls import MODEL, as_seen, variants
 from imagery2flow.flows.learning import learn
 from imagery2flow.flows.record import SAME_PLACE_M
-from imagery2flow.flows.region import Region, join_regions, load_place
+from imagery2flow.flows.region import Region, join_regions, load_places
 from imagery2flow.flows.results import markdown
 from imagery2flow.flows.scoring import scored_pairs
 from imagery2flow.flows.splits import SPLITS, Split, check_split, draw_split, label_ranked
@@ -110,7 +110,7 @@ def trials(config: EvaluateConfig, ledger: Ledger) -> Iterator[Trial]:
     Raises:
         InputError: A file cannot be used, a split is empty, or a universe is not supported by a flow table.
     """
-    regions = {place.region: load_place(config, place, ledger, flows_required=True) for place in config.places()}
+    regions = dict(zip(config.region, load_places(config, ledger, flows_required=True), strict=True))
     source = join_regions([region for name, region in regions.items() if name not in config.test_region])
     target = join_regions([regions[name] for name in config.test_region]) if config.test_region else source
     if config.test_region:

@@ -6,6 +6,7 @@ see its surroundings. Distances are great-circle distances between centroids unl
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -76,20 +77,26 @@ def build_graph(units: gpd.GeoDataFrame, distance_path: str | None, ledger: Ledg
     check_polygons(units, "the graph", where)
     metric = units.to_crs(units.estimate_utm_crs())
     centroids = metric.centroid.to_crs(4326)
-    geocodes = tuple(units.index)
-    table_m = None if distance_path is None else read_distances(distance_path, geocodes, ledger)
     graph = RegionGraph(
-        geocodes=geocodes,
+        geocodes=tuple(units.index),
         longitude=centroids.x.to_numpy(),
         latitude=centroids.y.to_numpy(),
         area_km2=metric.area.to_numpy() / SQUARE_METRES_PER_KM2,
         edge=contiguity(metric.geometry, ledger),
-        table_m=table_m,
     )
-    if table_m is not None:
-        lacking = np.isnan(table_m[graph.edge[0], graph.edge[1]]).sum()
-        ledger.note(f"{lacking:,} of {graph.edge.shape[1]:,} edges are not in {distance_path} and take the great-circle distance")
-    return graph
+    return graph if distance_path is None else with_distances(graph, distance_path, ledger)
+
+
+def with_distances(graph: RegionGraph, path: str, ledger: Ledger) -> RegionGraph:
+    """The same graph with distances in metres out of a table.
+
+    Raises:
+        TableError: The table of distances has faults.
+    """
+    table_m = read_distances(path, graph.geocodes, ledger)
+    lacking = np.isnan(table_m[graph.edge[0], graph.edge[1]]).sum()
+    ledger.note(f"{lacking:,} of {graph.edge.shape[1]:,} edges are not in {path} and take the great-circle distance")
+    return dataclasses.replace(graph, table_m=table_m)
 
 
 def join_graphs(graphs: Sequence[RegionGraph], positions: Sequence[np.ndarray]) -> RegionGraph:
@@ -140,6 +147,11 @@ def nearest_other(tree: shapely.STRtree, shapes: np.ndarray, position: int) -> i
 def read_distances(path: str | Path, geocodes: Sequence[str], ledger: Ledger) -> np.ndarray:
     """Reads a square matrix (ids in the first column and the header) or a long table (h_geocode, w_geocode, distance_m).
 
+    Args:
+        path: CSV or Parquet.
+        geocodes: Ids of the region's units; empty where they are not known, so that the table itself is all that is checked.
+        ledger: Takes what is left out.
+
     Returns:
         Metres [num_units, num_units]; NaN for what is not in the table. Off the diagonal 0 means unknown, as published.
 
@@ -156,7 +168,7 @@ def read_distances(path: str | Path, geocodes: Sequence[str], ledger: Ledger) ->
     origin, destination = index.get_indexer(table.h_geocode), index.get_indexer(table.w_geocode)
     inside = (origin >= 0) & (destination >= 0)
     foreign = set(table.h_geocode[origin < 0]) | set(table.w_geocode[destination < 0])
-    ledger.leave_out("distances of units that are not in the region", sorted(foreign))
+    ledger.leave_out("distances of units that are not in the region", sorted(foreign) if len(index) else ())
     matrix = np.full((len(index), len(index)), np.nan)
     matrix[origin[inside], destination[inside]] = table.distance_m.to_numpy(np.float64)[inside]
     return matrix
@@ -212,7 +224,7 @@ def check_distances(table: pd.DataFrame, index: pd.Index, faults: Faults) -> Non
     repeated = table[table[["h_geocode", "w_geocode"]].duplicated()]
     if len(repeated):
         faults.add(f"{len(repeated):,} pairs occur more than once ({pairs_shown(repeated)}); keep one row each")
-    if not faults.sentences and not (table.h_geocode.isin(index) & table.w_geocode.isin(index)).any():
+    if len(index) and not faults.sentences and not (table.h_geocode.isin(index) & table.w_geocode.isin(index)).any():
         faults.add(
             f"none of the {len(index):,} units is named ({shown(table.h_geocode)} there, {shown(index)} in the units); check that ids are text of equal length"
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +22,11 @@ from imagery2flow.flows.scoring import Choice, Scores, chosen_pairs, score_unive
 from imagery2flow.flows.splits import read_unit_column
 from imagery2flow.flows.table import FlowTable
 from imagery2flow.flows.training import CONTROLS_FOLDER
-from imagery2flow.run.device import choose_device, deterministic_on_cpu
+from imagery2flow.run.device import CPU, choose_device, deterministic_on_cpu
 from imagery2flow.run.errors import InputError
 from imagery2flow.run.files import TableWriter, write_json
-from imagery2flow.run.flow_config import DECODERS, FlowTestConfig
+from imagery2flow.run.flow_config import DECODERS, FlowTestConfig, RegionConfig
+from imagery2flow.run.inspection import Inspection
 from imagery2flow.run.stage import Ledger
 
 PAIRS_PER_BLOCK = 1_000_000
@@ -36,24 +38,12 @@ def test_flows(config: FlowTestConfig, ledger: Ledger) -> Path:
     Raises:
         InputError: The model or the region's files cannot be used, or do not fit each other.
     """
-    record = load_record(Path(config.model_dir), choose_device(config.device))
-    check_model(config, record, ledger)
-    region = load_region(config, ledger, flows_required=False)
-    check_distances(config, record, region)
-    check_encoder(config, record, region)
+    record, region, totals = read_inputs(config, ledger)
     folder = Path(config.model_dir) / f"{region.name}_{config.year}"
     with deterministic_on_cpu(record.device):
         predictor = RegionPredictor(record, record.embed(region), present_decoders(config, record, ledger))
         note_decoder(predictor, region, ledger)
-        if config.origin_totals_path is not None:
-            totals = read_unit_column(
-                config.origin_totals_path,
-                "origin totals",
-                config.origin_totals_column,
-                "--origin_totals_column",
-                region.graph.geocodes,
-                ledger,
-            )
+        if totals is not None:
             predictor = predictor.with_outflows(totals, config.origin_totals, all_pairs(region), ledger)
         write_predictions(config, predictor, region, folder, ledger)
     (folder / "metrics.json").unlink(missing_ok=True)
@@ -64,6 +54,36 @@ def test_flows(config: FlowTestConfig, ledger: Ledger) -> Path:
 
 
 test_flows.__test__ = False  # type: ignore[attr-defined]  # pytest must not take it for a test
+
+
+def read_inputs(config: FlowTestConfig, ledger: Ledger) -> tuple[FlowRecord, Region, np.ndarray | None]:
+    """The model, the region and, where they are asked for, the known outflows [num_units]; all that is wrong with them is one error.
+
+    Raises:
+        InputError: The model or the region's files cannot be used, or do not fit each other.
+    """
+    inspection = Inspection(ledger)
+    device = inspection.look("--device", choose_device, config.device)
+    record = inspection.look(f"model {config.model_dir}", load_record, Path(config.model_dir), device or CPU)
+    if record is not None:
+        inspection.look(f"model {config.model_dir}", check_model, config, record, ledger)
+    region = inspection.look(f"region {config.name}", load_region, config, ledger, flows_required=False)
+    totals, path = None, config.origin_totals_path
+    if path is not None:
+        column, geocodes = config.origin_totals_column, region.graph.geocodes if region else ()
+        totals = inspection.look(path, read_unit_column, path, "origin totals", column, "--origin_totals_column", geocodes, ledger)
+    if record is not None and region is not None:
+        look_at_fit(config, record, region, inspection)
+    inspection.raise_if_any()
+    assert record is not None
+    assert region is not None
+    return record, region, totals
+
+
+def look_at_fit(config: RegionConfig, record: FlowRecord, region: Region, inspection: Inspection) -> None:
+    """Looks whether a model can predict a region: the same columns of features, of one encoder, and distances of one kind."""
+    for check in (record.scaling.check_columns, partial(check_distances, config, record), partial(check_encoder, config, record)):
+        inspection.look(f"model {config.model_dir}", check, region)
 
 
 def check_model(config: FlowTestConfig, record: FlowRecord, ledger: Ledger) -> None:
@@ -115,7 +135,7 @@ def note_decoder(predictor: RegionPredictor, region: Region, ledger: Ledger) -> 
         )
 
 
-def check_distances(config: FlowTestConfig, record: FlowRecord, region: Region) -> None:
+def check_distances(config: RegionConfig, record: FlowRecord, region: Region) -> None:
     """Refuses to decode distances of one kind by a model of the other: a way by road is longer.
 
     Raises:
@@ -130,7 +150,7 @@ def check_distances(config: FlowTestConfig, record: FlowRecord, region: Region) 
         )
 
 
-def check_encoder(config: FlowTestConfig, record: FlowRecord, region: Region) -> None:
+def check_encoder(config: RegionConfig, record: FlowRecord, region: Region) -> None:
     """Refuses features of another encoder: column 7 of one has nothing to do with column 7 of another.
 
     Raises:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+import geopandas as gpd
 import numpy as np
 import pandas as pd
 
-from imagery2flow.flows.graph import RegionGraph, build_graph, join_graphs
-from imagery2flow.flows.table import UNKNOWN_BLOCK, FlowTable, as_numbers, check_unit_ids, read_flows
+from imagery2flow.flows.graph import RegionGraph, build_graph, join_graphs, read_distances, with_distances
+from imagery2flow.flows.table import UNKNOWN_BLOCK, FlowTable, as_numbers, check_unit_ids, read_flow_rows, read_flows
 from imagery2flow.imagery.units import read_units
 from imagery2flow.run.errors import Faults, InputError, MissingInputError, TableError, shown
 from imagery2flow.run.files import read_json, read_table, untrained_path
 from imagery2flow.run.flow_config import Place, RegionConfig
+from imagery2flow.run.inspection import Inspection
 from imagery2flow.run.stage import Ledger
 
 CHECKPOINT_SUFFIX = ".pth"  # of the file of an encoder, as stage 2 writes it
@@ -96,32 +98,112 @@ def load_region(config: RegionConfig, ledger: Ledger, flows_required: bool) -> R
         TableError: A table has faults, or tables share no id.
         InputError: Two regions share ids or columns differ.
     """
-    return join_regions([load_place(config, place, ledger, flows_required) for place in config.places()])
+    return join_regions(load_places(config, ledger, flows_required))
 
 
-def load_place(config: RegionConfig, place: Place, ledger: Ledger, flows_required: bool) -> Region:
-    """Reads a region and joins its parts by id; units without an embedding, and their flows, are left out and counted.
+def load_places(config: RegionConfig, ledger: Ledger, flows_required: bool) -> list[Region]:
+    """Reads regions one by one; the faults of all of them are one error.
 
     Raises:
         MissingInputError: A file is absent.
         TableError: A table has faults, or tables share no id.
     """
-    units_path = find_units(config, place)
-    units = read_units(units_path, config.id_column, ledger)
-    ledger.take_in("units", len(units))
-    embeddings = read_embeddings(place.node_feats_path, units.index, ledger)
+    inspection = Inspection(ledger)
+    read = [(place, read_parts(config, place, inspection, flows_required)) for place in config.places()]
+    inspection.raise_if_any()
+    return [join_parts(place, parts, ledger) for place, parts in read]
+
+
+@dataclass(frozen=True)
+class PlaceParts:
+    """What could be read of a region; None for what is not there, and for what has faults.
+
+    Attributes:
+        units_path: File of the units.
+        flows_path: File of the flows.
+        units: Polygons, index ``geocode``.
+        features: Vectors, index ``geocode``; only units of the region.
+        flows: Observed flows between all units.
+        graph: Of the units that have features; of all where there are no features.
+        untrained: Numbered columns of an untrained encoder [num_units, dim].
+        encoder: The encoder of the features.
+    """
+
+    units_path: Path | None
+    flows_path: Path | None
+    units: gpd.GeoDataFrame | None
+    features: pd.DataFrame | None
+    flows: FlowTable | None
+    graph: RegionGraph | None
+    untrained: np.ndarray | None = None
+    encoder: EncoderFile | None = None
+
+
+def read_parts(config: RegionConfig, place: Place, inspection: Inspection, flows_required: bool) -> PlaceParts:
+    """Reads all files of a region, whatever faults the others have; where the units have faults, the tables are checked for themselves."""
+    ledger = inspection.ledger
+    units, units_path = None, inspection.look(f"region {place.region}", find_units, config, place)
+    if units_path is not None:
+        units = inspection.look(units_path, read_units, units_path, config.id_column, ledger)
+    known = pd.Index([]) if units is None else units.index
+    ledger.take_in("units", len(known))
+    features = read_features(config, place, known, inspection)
+    graph = None
+    if units is not None:
+        members = units if features is None else units.loc[features.index]
+        graph = inspection.look(units_path, build_graph, members, None, ledger, f"the units {units_path}")
+    if place.distance_path is not None and graph is not None:
+        graph = inspection.look(place.distance_path, with_distances, graph, place.distance_path, ledger)
+    elif place.distance_path is not None:
+        inspection.look(place.distance_path, read_distances, place.distance_path, tuple(known), ledger)
+    flows_path = inspection.look(f"region {place.region}", find_flows, config, place, flows_required, ledger)
+    flows = None if flows_path is None else look_at_flows(config, flows_path, tuple(known), inspection)
+    parts = PlaceParts(units_path, flows_path, units, features, flows, graph)
+    path = place.node_feats_path
+    if features is None or path is None:
+        return parts
+    untrained = inspection.look(untrained_path(path), read_untrained, path, features, known, ledger)
+    return replace(parts, untrained=untrained, encoder=inspection.look(path, find_encoder, path, ledger))
+
+
+def read_features(config: RegionConfig, place: Place, units: pd.Index, inspection: Inspection) -> pd.DataFrame | None:
+    """The region's features with those of further tables; None where there are none, or one table has faults."""
+    ledger, features = inspection.ledger, None
+    if place.node_feats_path is not None:
+        features = inspection.look(place.node_feats_path, read_embeddings, place.node_feats_path, units, ledger)
     for path in config.extra_feats:
-        embeddings = join_features(embeddings, path, units.index, ledger)
-    graph = build_graph(units.loc[embeddings.index], place.distance_path, ledger, f"the units {units_path}")
-    flows_path = find_flows(config, place, flows_required, ledger)
-    flows = None
-    if flows_path is not None:
-        table = read_flows(flows_path, tuple(units.index), config.drop_unknown_units, ledger, config.flows_complete)
-        flows = keep_units(table, graph.geocodes, ledger)
-    part = np.zeros(len(embeddings), dtype=np.int64)
-    untrained = read_untrained(place.node_feats_path, embeddings, units.index, ledger)
-    encoder = find_encoder(place.node_feats_path, ledger)
-    return Region((place.region,), graph, part, tuple(embeddings.columns), embeddings.to_numpy(np.float32), flows, untrained, encoder)
+        if features is None:
+            inspection.look(path, read_embeddings, path, units, ledger)
+        else:
+            features = inspection.look(path, join_features, features, path, units, ledger)
+    return features
+
+
+def look_at_flows(config: RegionConfig, path: Path, geocodes: tuple[str, ...], inspection: Inspection) -> FlowTable | None:
+    """The region's flows; None where they have faults, or no unit is known."""
+    ledger = inspection.ledger
+    if not geocodes:
+        inspection.look(path, read_flow_rows, path, geocodes, config.drop_unknown_units, ledger)
+        return None
+    return inspection.look(path, read_flows, path, geocodes, config.drop_unknown_units, ledger, config.flows_complete)
+
+
+def join_parts(place: Place, parts: PlaceParts, ledger: Ledger) -> Region:
+    """Joins the parts of a region by id; flows of units without an embedding are left out and counted.
+
+    Raises:
+        MissingInputError: There are no features.
+    """
+    features, graph = parts.features, parts.graph
+    if features is None:
+        raise MissingInputError(
+            f"--node_feats_path names no features of region {place.region}; name the table that get_img_embedding.py wrote"
+        )
+    assert graph is not None
+    flows = None if parts.flows is None else keep_units(parts.flows, graph.geocodes, ledger)
+    part = np.zeros(len(features), dtype=np.int64)
+    values = features.to_numpy(np.float32)
+    return Region((place.region,), graph, part, tuple(features.columns), values, flows, parts.untrained, parts.encoder)
 
 
 def find_encoder(path: str, ledger: Ledger) -> EncoderFile | None:
@@ -277,6 +359,11 @@ def find_flows(config: DataFolder, place: Place, required: bool, ledger: Ledger)
 def read_embeddings(path: str, units: pd.Index, ledger: Ledger) -> pd.DataFrame:
     """Reads a table of features per unit: index geocode (sorted, only units of the region), numeric columns.
 
+    Args:
+        path: CSV or Parquet.
+        units: Ids of the region's units; empty where they are not known, so that the table itself is all that is checked.
+        ledger: Takes what is left out.
+
     Raises:
         MissingInputError: The file is absent.
         TableError: Ids or values have faults, or no id is a unit of the region.
@@ -291,6 +378,8 @@ def read_embeddings(path: str, units: pd.Index, ledger: Ledger) -> pd.DataFrame:
     check_features(table, units, faults)
     faults.raise_if_any()
     table = table.set_index("geocode").sort_index()
+    if units.empty:
+        return table
     foreign = table.index.difference(units)
     if len(foreign) == len(table):
         faults.add(

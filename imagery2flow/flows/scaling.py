@@ -93,14 +93,22 @@ class Scaling:
         Raises:
             TableError: The region's columns are not the model's.
         """
+        self.check_columns(region)
+        order = [region.columns.index(column) for column in self.columns]
+        return (raw_features(region.embeddings[:, order], region.graph, self.area_feature) - self.mean) / self.std
+
+    def check_columns(self, region: Region) -> None:
+        """Refuses a region with other columns of features than the source region.
+
+        Raises:
+            TableError: The region's columns are not the model's.
+        """
         if set(region.columns) != set(self.columns):
             extra, absent = sorted(set(region.columns) - set(self.columns)), sorted(set(self.columns) - set(region.columns))
             raise TableError(
                 f"the features of {region.name} have {len(region.columns)} columns but the model was trained on {len(self.columns)} "
                 f"(missing: {shown(absent) or 'none'}; unknown: {shown(extra) or 'none'}); embed this region with the encoder that the model was trained with"
             )
-        order = [region.columns.index(column) for column in self.columns]
-        return (raw_features(region.embeddings[:, order], region.graph, self.area_feature) - self.mean) / self.std
 
     def graph_tensors(self, region: Region, device: torch.device) -> GraphTensors:
         """The region as tensors.

@@ -170,7 +170,7 @@ def spatial_blocks(graph: RegionGraph, units: np.ndarray) -> np.ndarray:
 
 
 def read_split(path: str, kind: str, geocodes: Sequence[str], ledger: Ledger) -> Split:
-    """Reads a split of units that was written before: geocode, split.
+    """Reads a split of units that was written before: geocode, split. Without ``geocodes`` the table itself is all that is checked.
 
     Raises:
         TableError: Columns, ids or values are wrong.
@@ -189,7 +189,7 @@ def read_split(path: str, kind: str, geocodes: Sequence[str], ledger: Ledger) ->
     check_unit_ids(table.geocode, geocodes, faults)
     faults.raise_if_any()
     by_id = table.set_index("geocode").split.astype(object)  # a category takes no other value, not even none
-    ledger.leave_out("units of the split file that are not in the region", by_id.index.difference(geocodes))
+    ledger.leave_out("units of the split file that are not in the region", by_id.index.difference(geocodes) if len(geocodes) else ())
     return Split(kind, by_id.reindex(list(geocodes)).fillna("").to_numpy(object))
 
 
@@ -227,7 +227,7 @@ def read_population(path: str, column: str, geocodes: Sequence[str], ledger: Led
 
 
 def read_unit_column(path: str, what: str, column: str, flag: str, geocodes: Sequence[str], ledger: Ledger) -> np.ndarray:
-    """One column of a table per unit, NaN where unknown or below 0: [num_units].
+    """One column of a table per unit, NaN where unknown or below 0: [num_units]. Without ``geocodes`` the table itself is all that is checked.
 
     Raises:
         TableError: A column is missing, an id occurs more than once, or a value is no number.

@@ -125,11 +125,29 @@ def read_flows(path: str | Path, geocodes: Sequence[str], drop_unknown_units: bo
     """Reads and checks an OD table.
 
     Args:
-        path: CSV or Parquet with h_geocode, w_geocode, count; more columns are allowed.
+        path: As for ``read_flow_rows``.
         geocodes: Ids of the region's units, sorted.
-        drop_unknown_units: Leave out flows that name other units, instead of refusing them.
+        drop_unknown_units: As for ``read_flow_rows``.
         ledger: Takes what is left out.
         complete: Every pair of units that is absent is a zero.
+
+    Raises:
+        MissingInputError: The file is absent.
+        TableError: The table has faults; all are named at once.
+    """
+    rows = read_flow_rows(path, geocodes, drop_unknown_units, ledger)
+    block = np.zeros(len(geocodes), np.int64) if complete else complete_blocks(rows, geocodes)
+    return dataclasses.replace(to_flow_table(rows, geocodes), block=block)
+
+
+def read_flow_rows(path: str | Path, geocodes: Sequence[str], drop_unknown_units: bool, ledger: Ledger) -> pd.DataFrame:
+    """The rows of an OD table, checked, whose units are all known.
+
+    Args:
+        path: CSV or Parquet with h_geocode, w_geocode, count; more columns are allowed.
+        geocodes: Ids of the region's units, sorted; empty where they are not known, so that the table itself is all that is checked.
+        drop_unknown_units: Leave out flows that name other units, instead of refusing them.
+        ledger: Takes what is left out.
 
     Raises:
         MissingInputError: The file is absent.
@@ -149,10 +167,11 @@ def read_flows(path: str | Path, geocodes: Sequence[str], drop_unknown_units: bo
     if repeated.any():
         faults.add(f"{repeated.sum():,} pairs occur more than once ({pairs_shown(table[repeated])}); add up their counts first")
     faults.raise_if_any()
+    if not len(geocodes):
+        return table
     unknown = table[~known]
     ledger.leave_out("flows of units that are not in the units file", unknown.h_geocode + ">" + unknown.w_geocode)
-    flows = to_flow_table(table[known], geocodes)
-    return dataclasses.replace(flows, block=np.zeros(len(geocodes), np.int64) if complete else complete_blocks(table[known], geocodes))
+    return table[known]
 
 
 def complete_blocks(table: pd.DataFrame, geocodes: Sequence[str]) -> np.ndarray | None:
@@ -247,8 +266,8 @@ def check_unit_ids(ids: pd.Series, geocodes: Sequence[str], faults: Faults) -> N
 
 
 def explain_unknown(column: str, unknown: pd.Index, known: pd.Index, drop_unknown_units: bool, faults: Faults) -> None:
-    """Notes unknown ids with their likely cause: leading zeros lost, another census vintage, or another area."""
-    if unknown.empty:
+    """Notes unknown ids with their likely cause: leading zeros lost, another census vintage, or another area; nothing where no unit is known."""
+    if unknown.empty or known.empty:
         return
     width = int(pd.Series(known).str.len().mode().iloc[0])
     lost_zeros = unknown[unknown.str.removesuffix(".0").str.zfill(width).isin(known)]

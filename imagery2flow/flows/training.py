@@ -9,6 +9,7 @@ metrics.json, run.json; controls/<name>/ with the models that the scores are rea
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +23,11 @@ from imagery2flow.flows.record import FlowRecord, save_record
 from imagery2flow.flows.region import Region, load_region
 from imagery2flow.flows.scoring import Choice, Scores, chosen_pairs, score_universes, scores_of
 from imagery2flow.flows.splits import SPLITS, Split, check_split, draw_split, note_omitted, read_population, read_split
+from imagery2flow.flows.table import FlowTable
 from imagery2flow.run.device import choose_device, deterministic_on_cpu, generator
 from imagery2flow.run.files import check_output_folder, write_json, write_table
 from imagery2flow.run.flow_config import FlowTrainingConfig
+from imagery2flow.run.inspection import Inspection
 from imagery2flow.run.stage import Ledger
 
 SPLIT = 0  # purpose of random numbers, as a key of ``run.device.generator``; 1 to 3 are in fitting.py, 4 in tree_decoder.py, 5 in sampling.py, 6 in controls.py
@@ -37,12 +40,7 @@ def train_flows(config: FlowTrainingConfig, ledger: Ledger) -> Path:
     Raises:
         InputError: The region's files cannot be used, or a split is empty.
     """
-    check_output_folder(config.output_dir, "--output_dir")
-    device = choose_device(config.device)
-    region = load_region(config, ledger, flows_required=True)
-    pairs = region.observed().universe(config.universe)
-    split = make_split(config, region, ledger)
-    check_split(split, pairs, config.universe)
+    device, region, pairs, split = read_inputs(config, ledger)
     units, edges = len(region.graph.geocodes), region.graph.edge.shape[1]
     ledger.note(f"{units:,} units, {edges:,} edges, {len(pairs):,} pairs of {config.universe}, device {device}")
     folder = Path(config.model_dir)
@@ -62,6 +60,34 @@ def train_flows(config: FlowTrainingConfig, ledger: Ledger) -> Path:
     print(metrics.format_scores(scores, f"{region.name}: held out by {config.split}, trained on {config.universe}"))
     ledger.note(f"model, predictions and metrics are in {folder}")
     return folder / "run.json"
+
+
+def read_inputs(config: FlowTrainingConfig, ledger: Ledger) -> tuple[torch.device, Region, FlowTable, Split]:
+    """Device, region, pairs of the universe and split; everything that can be known to be wrong with them is one error.
+
+    Raises:
+        InputError: A file cannot be used, the device is absent, the flows have no such universe, or a split is too small.
+    """
+    inspection = Inspection(ledger)
+    inspection.look("--output_dir", check_output_folder, config.output_dir, "--output_dir")
+    device = inspection.look("--device", choose_device, config.device)
+    region = inspection.look(f"region {config.name}", load_region, config, ledger, flows_required=True)
+    pairs, split = None, None
+    if region is not None:
+        pairs = inspection.look("--universe", region.observed().universe, config.universe)
+        split = inspection.look(config.split_path or "--split", make_split, config, region, ledger)
+    elif config.split_path is not None:
+        inspection.look(config.split_path, read_split, config.split_path, config.split, (), ledger)
+    else:
+        inspection.look("--population_path", read_populations, config, (), ledger)
+    if pairs is not None and split is not None:
+        inspection.look("--split", check_split, split, pairs, config.universe)
+    inspection.raise_if_any()
+    assert device is not None
+    assert region is not None
+    assert pairs is not None
+    assert split is not None
+    return device, region, pairs, split
 
 
 def make_split(config: FlowTrainingConfig, region: Region, ledger: Ledger) -> Split:
@@ -85,11 +111,24 @@ def region_population(config: FlowTrainingConfig, region: Region, ledger: Ledger
     """Population per unit from all tables together, NaN where unknown [num_units]; None without a table."""
     if not config.population_path:
         return None
-    tables = [read_population(path, config.population_column, region.graph.geocodes, ledger) for path in config.population_path]
+    tables = read_populations(config, region.graph.geocodes, ledger)
     population = np.array(pd.DataFrame(np.stack(tables)).bfill().iloc[0], dtype=np.float64)  # the first table that knows a unit
     unknown = np.array(region.graph.geocodes, dtype=object)[np.isnan(population)]
     ledger.leave_out("units without a known population, ranked at random in the split", unknown)
     return population
+
+
+def read_populations(config: FlowTrainingConfig, geocodes: Sequence[str], ledger: Ledger) -> list[np.ndarray]:
+    """Population per unit in each table, NaN where unknown [num_units]; without ``geocodes`` the tables themselves are all that is checked.
+
+    Raises:
+        InputError: Tables have faults, those of all of them.
+    """
+    inspection = Inspection(ledger)
+    column = config.population_column
+    tables = [inspection.look(path, read_population, path, column, geocodes, ledger) for path in config.population_path]
+    inspection.raise_if_any()
+    return [table for table in tables if table is not None]
 
 
 def write_model_tables(folder: Path, region: Region, record: FlowRecord, split: Split, history: list[dict[str, float]]) -> None:

@@ -12,7 +12,8 @@ read: memory is bounded by the largest patch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ from imagery2flow.imagery.scene import Scene, check_scenes_agree, open_scene
 from imagery2flow.run.config import PreprocessingConfig
 from imagery2flow.run.errors import InputError, MissingInputError, shown
 from imagery2flow.run.files import check_output_folder, filling, read_table, write_json, write_table
+from imagery2flow.run.inspection import Inspection
 from imagery2flow.run.stage import Ledger
 
 WELL_COVERED = 0.95  # share of a unit's pixels; units below are named in the ledger
@@ -50,12 +52,10 @@ def cut_patches(config: PreprocessingConfig, ledger: Ledger) -> Path:
     Raises:
         InputError: A scene or the units cannot be used, or no unit lies on a scene; nothing is written then.
     """
-    check_output_folder(config.output_tif_dir, "--output_tif_dir")
-    scenes = [open_scene(path, config.bands, config.band_names, config.nodata) for path in config.input_tif_path]
-    check_scenes_agree(scenes)
+    scenes, units = read_inputs(config, ledger)
     for scene in scenes:
         describe_scene(scene, ledger)
-    tasks = make_tasks(config, scenes, ledger)
+    tasks = make_tasks(config, scenes, units, ledger)
     folder = Path(config.output_tif_dir) / config.region / f"{config.tag}_{config.year}"
     with filling(folder, last="manifest.csv") as temporary:
         prefix, keep_surroundings = f"{config.tag}_{config.year}", config.context_m is not None
@@ -73,14 +73,61 @@ def cut_patches(config: PreprocessingConfig, ledger: Ledger) -> Path:
     return folder / "run.json"
 
 
+def read_inputs(config: PreprocessingConfig, ledger: Ledger) -> tuple[list[Scene], gpd.GeoDataFrame | None]:
+    """The scenes and, unless they are cut along a grid, the units; all that is wrong with them is one error.
+
+    Raises:
+        InputError: A scene or the units cannot be used, scenes differ, or the output folder cannot be made.
+    """
+    inspection = Inspection(ledger)
+    inspection.look("--output_tif_dir", check_output_folder, config.output_tif_dir, "--output_tif_dir")
+    opened = partial(open_scene, bands=config.bands, names=config.band_names, nodata=config.nodata)
+    scenes = open_scenes(config.input_tif_path, opened, config.mode != "grid", inspection)
+    units = None
+    if config.mode != "grid":
+        units = inspection.look(str(config.shp_path), areal_units.read_units, str(config.shp_path), config.id_column, ledger)
+    if units is not None and config.mode == "points":
+        inspection.look(str(config.shp_path), areal_units.check_points, units.geometry)
+    inspection.raise_if_any()
+    return scenes, units
+
+
+def open_scenes(paths: Sequence[str], opened: Callable[[str], Scene], with_units: bool, inspection: Inspection) -> list[Scene]:
+    """Opens all scenes that can be opened and looks whether they can stand beside each other, and under units if ``with_units``.
+
+    Args:
+        paths: The files.
+        opened: ``open_scene`` with its settings.
+        with_units: Whether units are laid over the scenes, so that they need a CRS.
+        inspection: Takes the faults.
+    """
+    found = [inspection.look(path, opened, path) for path in paths]
+    scenes = [scene for scene in found if scene is not None]
+    if scenes:
+        inspection.look(scenes[0].path, check_scenes_agree, scenes)
+    for scene in scenes if with_units else ():
+        inspection.look(scene.path, areal_units.scene_crs, scene)
+    return scenes
+
+
 def describe_scene(scene: Scene, ledger: Ledger) -> None:
     """Says what was found in a scene, and warns of what makes it slow or ambiguous."""
     ledger.reads(scene.path)
+    ledger.note(f"scene {scene.path.name}: {scene_text(scene)}")
+    warn_of_scene(scene, ledger)
+
+
+def scene_text(scene: Scene) -> str:
+    """Size, bands, type, CRS and nodata of a scene."""
     crs = "no CRS" if scene.crs is None else scene.crs.to_string()
-    ledger.note(
-        f"scene {scene.path.name}: {scene.width:,} x {scene.height:,} px of {scene.gsd_m:.4g} m, "
+    return (
+        f"{scene.width:,} x {scene.height:,} px of {scene.gsd_m:.4g} m, "
         f"{', '.join(scene.band_names)} ({scene.dtype}), {crs}, nodata {nodata_text(scene)}"
     )
+
+
+def warn_of_scene(scene: Scene, ledger: Ledger) -> None:
+    """Warns of what makes a scene slow or ambiguous."""
     if scene.alpha_bands:
         ledger.note(
             f"scene {scene.path.name}: band {', '.join(map(str, scene.alpha_bands))} is taken as alpha, not as imagery; "
@@ -98,19 +145,18 @@ def nodata_text(scene: Scene) -> str:
     return " and ".join(marks) or "none declared"
 
 
-def make_tasks(config: PreprocessingConfig, scenes: Sequence[Scene], ledger: Ledger) -> list[CutTask]:
-    """The units with the scenes that they lie on, in the order of their ids.
+def make_tasks(config: PreprocessingConfig, scenes: Sequence[Scene], units: gpd.GeoDataFrame | None, ledger: Ledger) -> list[CutTask]:
+    """The units, or without units the tiles, with the scenes that they lie on, in the order of their ids.
 
     Raises:
         InputError: No unit lies on a scene.
     """
-    if config.mode == "grid":
+    if units is None:
         ids, owners, windows = areal_units.grid_tiles(scenes, config.size, config.stride or config.size)
         ledger.came_in["tiles"] = len(ids)
         tiles = zip(ids, owners, windows, strict=True)
         tasks = [CutTask(geocode, (Candidate(int(owner), areal_units.as_window(window), None),)) for geocode, owner, window in tiles]
         return sorted(tasks, key=lambda task: task.geocode)
-    units = areal_units.read_units(str(config.shp_path), config.id_column, ledger)
     ledger.came_in["units"] = len(units) + sum(len(ids) for ids in ledger.left_out.values())
     point_size = config.size if config.mode == "points" else None
     return units_on_scenes(units, scenes, ledger, str(config.shp_path), point_size, config.context_m)
@@ -157,12 +203,17 @@ def candidates_on(
         windows = areal_units.zone_windows(geometries, scene, context_m)
     column, row, width, height = windows.T
     meets = (column < scene.width) & (row < scene.height) & (column + width > 0) & (row + height > 0)
-    corners = [scene.transform * corner for corner in ((0, 0), (scene.width, 0), (scene.width, scene.height), (0, scene.height))]
     if point_size is None:
-        meets &= geometries.intersects(shapely.Polygon(corners)).to_numpy()
+        meets &= geometries.intersects(footprint(scene)).to_numpy()
     for position in np.flatnonzero(meets):
         outline = geometries.iloc[position] if point_size is None else None
         yield geometries.index[position], Candidate(number, areal_units.as_window(windows[position]), outline)
+
+
+def footprint(scene: Scene) -> shapely.Polygon:
+    """The outline of a scene in its own CRS."""
+    corners = ((0, 0), (scene.width, 0), (scene.width, scene.height), (0, scene.height))
+    return shapely.Polygon([scene.transform * corner for corner in corners])
 
 
 def no_overlap_message(units: gpd.GeoDataFrame, scenes: Sequence[Scene], units_path: str) -> str:

@@ -162,16 +162,26 @@ def to_scene_crs(units: gpd.GeoDataFrame, scene: Scene, ledger: Ledger) -> gpd.G
     Raises:
         CRSError: The scene has no CRS, or a local one.
     """
+    crs = scene_crs(scene)
+    if units.crs == crs:
+        return units.geometry
+    ledger.note(f"units reprojected from {crs_name(units.crs)} to {crs_name(crs)} for scene {scene.path.name}")
+    return units.geometry.to_crs(crs)
+
+
+def scene_crs(scene: Scene) -> CRS:
+    """The CRS of a scene.
+
+    Raises:
+        CRSError: The scene has no CRS, or a local one.
+    """
     crs = None if scene.crs is None else CRS.from_user_input(scene.crs.to_wkt())
     if crs is None or not scene.lies_on_earth:
         stated = "no CRS" if crs is None else f"the local CRS {crs.name}"
         raise CRSError(
             f"scene {scene.path} states {stated}, so that units cannot be laid over it; assign one with: rio edit-info --crs EPSG:CODE {scene.path}"
         )
-    if units.crs == crs:
-        return units.geometry
-    ledger.note(f"units reprojected from {crs_name(units.crs)} to {crs_name(crs)} for scene {scene.path.name}")
-    return units.geometry.to_crs(crs)
+    return crs
 
 
 def crs_name(crs: CRS) -> str:
@@ -213,15 +223,24 @@ def point_windows(points: gpd.GeoSeries, scene: Scene, size: int) -> np.ndarray:
     Raises:
         InputError: A geometry is not a point.
     """
-    if not (points.geom_type == "Point").all():
-        raise InputError(
-            f"--mode points needs points but the units hold {', '.join(sorted(set(points.geom_type)))}; use --mode zones for polygons"
-        )
+    check_points(points)
     columns, rows = ~scene.transform * (points.x.to_numpy(), points.y.to_numpy())
     # A square of even side is centred on the pixel corner nearest to the point, one of odd side on the centre of the point's pixel.
     first_column, first_row = np.floor(columns - size / 2 + 0.5), np.floor(rows - size / 2 + 0.5)
     side = np.full(len(points), size)
     return np.stack([first_column, first_row, side, side], axis=1).astype(np.int64)
+
+
+def check_points(points: gpd.GeoSeries) -> None:
+    """Refuses geometries that are not points.
+
+    Raises:
+        InputError: Some are not.
+    """
+    if not (points.geom_type == "Point").all():
+        raise InputError(
+            f"--mode points needs points but the units hold {', '.join(sorted(set(points.geom_type)))}; use --mode zones for polygons"
+        )
 
 
 def grid_tiles(scenes: Sequence[Scene], size: int, stride: int) -> tuple[list[str], np.ndarray, np.ndarray]:

@@ -35,7 +35,13 @@ class BandError(InputError):
 
 
 class TableError(InputError):
-    """A table has faults; all of them are named."""
+    """A table has faults; all of them are named.
+
+    Attributes:
+        sentences: Each fault for itself; empty where the message is the only one.
+    """
+
+    sentences: tuple[str, ...] = ()
 
 
 def shown(values: Iterable[object]) -> str:
@@ -77,4 +83,6 @@ class Faults:
         if not self.sentences:
             return
         count = f"{len(self.sentences)} faults: " if len(self.sentences) > 1 else ""
-        raise TableError(f"{self.where}: {count}" + "; ".join(self.sentences))
+        error = TableError(f"{self.where}: {count}" + "; ".join(self.sentences))
+        error.sentences = tuple(self.sentences)
+        raise error

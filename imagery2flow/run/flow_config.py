@@ -65,10 +65,10 @@ class TreesConfig:
 
 @dataclass(frozen=True)
 class Place:
-    """The files of one region: its name, features, and the paths that are not where they are looked for."""
+    """The files of one region: its name, features if there are any, and the paths that are not where they are looked for."""
 
     region: str
-    node_feats_path: str
+    node_feats_path: str | None
     units_path: str | None
     flows_path: str | None
     distance_path: str | None
@@ -123,9 +123,9 @@ class RegionConfig:
     def places(self) -> list[Place]:
         """The regions with their files, in the order given."""
         count = len(self.region)
-        features = self.node_feats_path * (count if len(self.node_feats_path) == 1 else 1)
+        features: list[str | None] = [*self.node_feats_path] * (count if len(self.node_feats_path) == 1 else 1)
         paths = [getattr(self, name) or [None] * count for name in ("units_path", "flows_path", "distance_path")]
-        return [Place(*parts) for parts in zip(self.region, features, *paths, strict=True)]
+        return [Place(*parts) for parts in zip(self.region, features or [None] * count, *paths, strict=True)]
 
     @property
     def name(self) -> str:

@@ -9,6 +9,7 @@ import pytest
 from imagery2flow.run import config
 from imagery2flow.run.acquire_config import AcquireConfig
 from imagery2flow.run.adopt_config import AdoptConfig
+from imagery2flow.run.check_config import CheckConfig
 from imagery2flow.run.cli import build_parser, parse_config
 from imagery2flow.run.config import EmbeddingConfig, EncoderConfig, PreprocessingConfig
 from imagery2flow.run.distances_config import DistancesConfig
@@ -39,6 +40,7 @@ COMMANDS = {
     "synthetic": config.SyntheticConfig,
     "acquire": AcquireConfig,
     "adopt": AdoptConfig,
+    "check": CheckConfig,
     "distances": DistancesConfig,
     "land_cover": LandCoverConfig,
     "urban_form": UrbanFormConfig,
@@ -95,7 +97,16 @@ def accepted_flags(command):
 
 
 @pytest.mark.parametrize(
-    "document", ["README.md", "configs/paper/README.md", "runs/demo.sh", "docs/data.md", "docs/performance.md", "docs/earth_engine.md"]
+    "document",
+    [
+        "README.md",
+        "configs/paper/README.md",
+        "runs/demo.sh",
+        "docs/data.md",
+        "docs/inputs.md",
+        "docs/performance.md",
+        "docs/earth_engine.md",
+    ],
 )
 def test_every_flag_of_a_command_in_the_documents_exists(document):
     text = (ROOT / document).read_text().replace("\\\n", " ")
