@@ -39,7 +39,8 @@ class SeveralFaults(InputError):
 
     def __init__(self, errors: list[tuple[str, InputError]]) -> None:
         sentences = "".join(f"\n  - {error}" for _, error in errors)
-        super().__init__(f"{len(errors)} faults were found; mend all of them before the next run:{sentences}")
+        # Past InputError, which would show these line breaks as escapes; those within a sentence are escaped already.
+        ValueError.__init__(self, f"{len(errors)} faults were found; mend all of them before the next run:{sentences}")
         self.errors = errors
 
 
