@@ -41,6 +41,7 @@ from imagery2flow.run.errors import InputError, MissingInputError, shown
 from imagery2flow.run.files import check_output_folder, filling, read_table, write_json, write_table
 from imagery2flow.run.stage import Ledger
 
+LARGEST_PATCH_BYTES = 4 << 30
 WELL_COVERED = 0.95  # share of a unit's pixels; units below are named in the ledger
 
 
@@ -51,11 +52,14 @@ def cut_patches(config: PreprocessingConfig, ledger: Ledger) -> Path:
         InputError: A scene or the units cannot be used, or no unit lies on a scene; nothing is written then.
     """
     check_output_folder(config.output_tif_dir, "--output_tif_dir")
-    scenes = [open_scene(path, config.bands, config.band_names, config.nodata) for path in config.input_tif_path]
+    scenes = [
+        open_scene(path, config.bands, config.band_names, config.nodata, allow_remote=config.allow_remote) for path in config.input_tif_path
+    ]
     check_scenes_agree(scenes)
     for scene in scenes:
         describe_scene(scene, ledger)
     tasks = make_tasks(config, scenes, ledger)
+    check_windows(tasks, scenes)
     folder = Path(config.output_tif_dir) / config.region / f"{config.tag}_{config.year}"
     with filling(folder, last="manifest.csv") as temporary:
         prefix, keep_surroundings = f"{config.tag}_{config.year}", config.context_m is not None
@@ -163,6 +167,23 @@ def candidates_on(
     for position in np.flatnonzero(meets):
         outline = geometries.iloc[position] if point_size is None else None
         yield geometries.index[position], Candidate(number, areal_units.as_window(windows[position]), outline)
+
+
+def check_windows(tasks: Sequence[CutTask], scenes: Sequence[Scene]) -> None:
+    """Refuses units whose patch would not fit into memory: a unit of another scale than the scene's, or sizes that are not true.
+
+    Raises:
+        InputError: There is one.
+    """
+    for task in tasks:
+        for candidate in task.candidates:
+            scene, window = scenes[candidate.scene_number], candidate.window
+            num_bytes = window.width * window.height * len(scene.bands) * np.dtype(scene.dtype).itemsize
+            if num_bytes > LARGEST_PATCH_BYTES:
+                raise InputError(
+                    f"unit {task.geocode} takes {window.width:,} x {window.height:,} pixels of scene {scene.path}, {num_bytes / 2**30:,.1f} GiB where "
+                    f"a patch may have {LARGEST_PATCH_BYTES >> 30}; give smaller units, fewer --bands, or a coarser scene"
+                )
 
 
 def no_overlap_message(units: gpd.GeoDataFrame, scenes: Sequence[Scene], units_path: str) -> str:

@@ -10,6 +10,8 @@ import errno
 from collections.abc import Iterable
 
 EXAMPLES_SHOWN = 5
+# What the system says of a path that it cannot use: no permission, a ring of links, a name too long, a file for a folder or the other way round.
+BAD_PATH = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR}
 FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # what the system says where no more can be written
 
 

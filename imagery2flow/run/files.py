@@ -16,7 +16,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from imagery2flow.run.errors import InputError, MissingInputError, first_sentence
+from imagery2flow.run.errors import InputError, MissingInputError, first_sentence, shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -153,7 +153,7 @@ def read_table(path: str | Path, what: str, text_columns: Iterable[str | int]) -
 
     Raises:
         MissingInputError: There is no such file.
-        InputError: The suffix is unknown, or the file cannot be parsed.
+        InputError: The suffix is unknown, the file cannot be parsed, or a column is there twice.
     """
     import pandas as pd
 
@@ -161,6 +161,7 @@ def read_table(path: str | Path, what: str, text_columns: Iterable[str | int]) -
     if not path.name.endswith(TABLE_SUFFIXES):
         raise InputError(f"{what} {path} has an unknown suffix; name a file that ends in {', '.join(TABLE_SUFFIXES)}")
     try:
+        refuse_repeated(read_header(path), f"{what} {path}")
         if path.name.endswith(".parquet"):
             return pd.read_parquet(path)
         columns = pd.read_csv(path, nrows=0).columns
@@ -168,9 +169,11 @@ def read_table(path: str | Path, what: str, text_columns: Iterable[str | int]) -
         # "NA" is missing as a number, but an id may be NA: of ids only the empty cell is missing.
         missing = {column: [""] if column in ids else MISSING_NUMBERS for column in columns}
         return pd.read_csv(path, dtype=dict.fromkeys(ids, "str"), keep_default_na=False, na_values=missing, low_memory=False)
+    except InputError:
+        raise
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, OSError, EOFError, ValueError) as error:
         raise InputError(
-            f"{what} {path} cannot be parsed as a table ({str(error).splitlines()[0]}); check that it is a CSV or Parquet file"
+            f"{what} {path} cannot be parsed as a table ({str(error).splitlines()[0]}); check that it is a Parquet file, or a CSV file in UTF-8"
         ) from error
 
 
@@ -179,9 +182,22 @@ def read_header(path: str | Path) -> list[str]:
     import pandas as pd
 
     if Path(path).name.endswith(".parquet"):
-        return [str(name) for name in pd.read_parquet(path).columns]
+        import pyarrow.parquet
+
+        return [str(name) for name in pyarrow.parquet.read_schema(path).names]
     row = pd.read_csv(path, header=None, nrows=1, dtype="str", keep_default_na=False)
     return [str(name) for name in row.iloc[0]]
+
+
+def refuse_repeated(names: list[str], where: str) -> None:
+    """Refuses columns of one name, of which pandas would rename the second, so that nobody would know which one counts.
+
+    Raises:
+        InputError: There are some.
+    """
+    repeated = sorted({name for name in names if name and names.count(name) > 1})
+    if repeated:
+        raise InputError(f"{where}: {len(repeated)} names stand above more than one column ({shown(repeated)}); keep one column each")
 
 
 def untrained_path(path: str | Path) -> Path:
