@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,9 @@ from imagery2flow.flows.metrics import ScoredPairs
 from imagery2flow.flows.region import find_units
 from imagery2flow.flows.results import score_rows
 from imagery2flow.imagery.units import read_units
+from imagery2flow.run import files
 from imagery2flow.run.earth import great_circle_m
-from imagery2flow.run.errors import InputError, MissingInputError, TableError, first_sentence, shown
+from imagery2flow.run.errors import InputError, MissingInputError, TableError, shown
 from imagery2flow.run.files import TABLE_SUFFIXES, read_table
 from imagery2flow.run.flow_config import Place, RegionConfig
 from imagery2flow.run.report_config import ReportConfig
@@ -125,13 +125,7 @@ def read_json(path: Path, required: bool) -> dict[str, Any]:
         if required:
             raise MissingInputError(f"{path} does not exist; name a folder that train_ODPrediction.py or test_ODPrediction.py wrote")
         return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path} cannot be read as JSON ({first_sentence(error)}); run the stage again") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path} holds no JSON object; run the stage again")
-    return content
+    return files.read_json(path, "run the stage again")
 
 
 def prediction_paths(folder: Path, record: dict[str, Any]) -> dict[str, Path]:

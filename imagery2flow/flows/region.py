@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from imagery2flow.flows.graph import RegionGraph, build_graph, join_graphs
 from imagery2flow.flows.table import UNKNOWN_BLOCK, FlowTable, as_numbers, check_unit_ids, read_flows
 from imagery2flow.imagery.units import read_units
 from imagery2flow.run.errors import Faults, InputError, MissingInputError, TableError, shown
-from imagery2flow.run.files import read_table, untrained_path
+from imagery2flow.run.files import read_json, read_table, untrained_path
 from imagery2flow.run.flow_config import Place, RegionConfig
 from imagery2flow.run.stage import Ledger
 
@@ -126,10 +125,17 @@ def load_place(config: RegionConfig, place: Place, ledger: Ledger, flows_require
 
 
 def find_encoder(path: str, ledger: Ledger) -> EncoderFile | None:
-    """The encoder that a table of features says it comes from, or None for a table that stage 3 did not write."""
+    """The encoder that a table of features says it comes from, or None for a table that stage 3 did not write.
+
+    Raises:
+        InputError: What stands beside the table is no run file.
+    """
     run_file = Path(path + ".run.json")
-    inputs = json.loads(run_file.read_text()).get("inputs_sha256", {}) if run_file.is_file() else {}
-    found = [EncoderFile(name, digest) for name, digest in inputs.items() if name.endswith(CHECKPOINT_SUFFIX)]
+    remedy = "make the features again with get_img_embedding.py, or remove that file"
+    inputs = read_json(run_file, remedy).get("inputs_sha256", {}) if run_file.is_file() else {}
+    if not isinstance(inputs, dict):
+        raise InputError(f"{run_file} has no hashes of inputs by file; {remedy}")
+    found = [EncoderFile(name, str(digest)) for name, digest in inputs.items() if name.endswith(CHECKPOINT_SUFFIX)]
     if len(found) != 1:
         ledger.note(f"no {run_file} tells which encoder made the features {path}: that it is the same as another region's is not checked")
         return None

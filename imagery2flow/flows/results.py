@@ -5,7 +5,6 @@ For a generated metro (``law.csv`` beside its flows) the table also holds the sc
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,7 @@ from imagery2flow.flows.record import MODEL_FILE
 from imagery2flow.flows.scoring import Scores
 from imagery2flow.flows.table import UNIVERSES
 from imagery2flow.run.errors import MissingInputError
-from imagery2flow.run.files import read_table, sha256, write_table
-from imagery2flow.run.flow_config import ResultsConfig
+from imagery2flow.run.files import read_json, read_table, sha256, write_table
 from imagery2flow.run.stage import Ledger
 from imagery2flow.sources.synthetic import best_prediction
 
@@ -83,8 +81,7 @@ def is_of_model(folder: Path, model: Path, ledger: Ledger) -> bool:
 
 def read_run(folder: Path) -> dict[str, Any]:
     """What ``run.json`` tells of a run."""
-    run: dict[str, Any] = json.loads((folder / "run.json").read_text())
-    return run
+    return read_json(folder / "run.json", "run the stage again")
 
 
 def read_scores(path: Path) -> Scores:
@@ -94,7 +91,7 @@ def read_scores(path: Path) -> Scores:
             universe: {name: float("nan") if value is None else value for name, value in values.items()}
             for universe, values in by_universe.items()
         }
-        for predictor, by_universe in json.loads(path.read_text()).items()
+        for predictor, by_universe in read_json(path, "run the stage again").items()
     }
 
 

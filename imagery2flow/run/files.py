@@ -16,7 +16,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from imagery2flow.run.errors import InputError, MissingInputError, first_sentence, shown
+from imagery2flow.run.errors import InputError, MissingInputError, TableError, first_sentence, shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -75,6 +75,25 @@ def strict_json(content: Any) -> Any:
         return [strict_json(value) for value in content]
     if isinstance(content, float) and not math.isfinite(content):
         return None if math.isnan(content) else str(float(content))
+    return content
+
+
+def read_json(path: Path, remedy: str) -> dict[str, Any]:
+    """Reads an object in JSON.
+
+    Args:
+        path: File.
+        remedy: What the user can do where it is none.
+
+    Raises:
+        InputError: It is not an object in JSON.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} cannot be read as JSON ({first_sentence(error)}); {remedy}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds no JSON object; {remedy}")
     return content
 
 
@@ -173,7 +192,7 @@ def read_table(path: str | Path, what: str, text_columns: Iterable[str | int]) -
         raise
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, OSError, EOFError, ValueError) as error:
         raise InputError(
-            f"{what} {path} cannot be parsed as a table ({str(error).splitlines()[0]}); check that it is a Parquet file, or a CSV file in UTF-8"
+            f"{what} {path} cannot be parsed as a table ({str(error).splitlines()[0]}); check that it is a CSV or Parquet file"
         ) from error
 
 
@@ -193,11 +212,11 @@ def refuse_repeated(names: list[str], where: str) -> None:
     """Refuses columns of one name, of which pandas would rename the second, so that nobody would know which one counts.
 
     Raises:
-        InputError: There are some.
+        TableError: There are some.
     """
     repeated = sorted({name for name in names if name and names.count(name) > 1})
     if repeated:
-        raise InputError(f"{where}: {len(repeated)} names stand above more than one column ({shown(repeated)}); keep one column each")
+        raise TableError(f"{where}: {len(repeated)} names stand above more than one column ({shown(repeated)}); keep one column each")
 
 
 def untrained_path(path: str | Path) -> Path:
