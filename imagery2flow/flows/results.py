@@ -18,6 +18,7 @@ from imagery2flow.flows.scoring import Scores
 from imagery2flow.flows.table import UNIVERSES
 from imagery2flow.run.errors import MissingInputError
 from imagery2flow.run.files import read_json, read_table, sha256, write_table
+from imagery2flow.run.flow_config import ResultsConfig
 from imagery2flow.run.stage import Ledger
 from imagery2flow.sources.synthetic import best_prediction
 
