@@ -21,6 +21,7 @@ import rasterio
 from affine import Affine
 
 from imagery2flow.run import config, flow_config
+from imagery2flow.run.land_cover_config import LandCoverConfig
 from imagery2flow.run.stage import Ledger
 from imagery2flow.sources.synthetic import generate_metro
 
@@ -50,6 +51,9 @@ SETTINGS = {
     "train_ODPrediction": flow_config.FlowTrainingConfig,
     "test_ODPrediction": flow_config.FlowTestConfig,
     "map": config.MapConfig,
+    "land_cover": LandCoverConfig,
+    "import_published": flow_config.ImportConfig,
+    "results": flow_config.ResultsConfig,
 }
 P = ParamSpec("P")
 
@@ -377,8 +381,8 @@ IN_A_PROCESS = (
 
 
 def call(stage: str, flags: str) -> int | str | None:
-    """Exit status of a script at the root of the repository, or of the command that draws maps, called in this process."""
-    path, command = ("imagery2flow/__main__.py", ["map"]) if stage == "map" else (f"{stage}.py", [])
+    """Exit status of a script at the root of the repository, or of another command, called in this process."""
+    path, command = (f"{stage}.py", []) if (ROOT / f"{stage}.py").is_file() else ("imagery2flow/__main__.py", [stage])
     specification = importlib.util.spec_from_file_location(f"script_{stage}", ROOT / path)
     assert specification is not None and specification.loader is not None
     script = importlib.util.module_from_spec(specification)
