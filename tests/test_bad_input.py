@@ -422,7 +422,7 @@ def workplace(good_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def state_of(folder: Path) -> dict[str, tuple[int, int]]:
     """Every file with its size and time of change, and every folder."""
-    found = ((path, path.stat()) for path in folder.rglob("*"))
+    found = ((path, path.lstat()) for path in folder.rglob("*"))
     return {str(path): (stat.st_size, stat.st_mtime_ns) if path.is_file() else (0, 0) for path, stat in found}
 
 

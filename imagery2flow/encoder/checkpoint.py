@@ -118,7 +118,7 @@ def load_encoder(path: Path) -> tuple[nn.Module, EncoderRecord]:
         )
     except (KeyError, TypeError, AttributeError, RuntimeError) as error:  # whichever part is not what the format says
         raise InputError(
-            f"encoder checkpoint {path} is damaged: its parts do not fit each other ({first_sentence(error)}); train it again"
+            f"encoder checkpoint {path} is damaged: its parts do not fit each other ({first_sentence(error)[:100]}); train it again"
         ) from error
     return backbone.eval(), record
 

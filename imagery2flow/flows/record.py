@@ -239,7 +239,7 @@ def load_record(folder: Path, device: torch.device) -> FlowRecord:
         plain = {name: content[name] for name in PLAIN_FIELDS}
     except (KeyError, TypeError, AttributeError, RuntimeError) as error:  # whichever part is not what the format says
         raise InputError(
-            f"OD model {folder / MODEL_FILE} is damaged: its parts do not fit each other ({first_sentence(error)}); train it again"
+            f"OD model {folder / MODEL_FILE} is damaged: its parts do not fit each other ({first_sentence(error)[:100]}); train it again"
         ) from error
     return FlowRecord(embedder=Embedder(model, scaling, device), home=home, transfer=transfer, encoder=encoder, **plain)
 

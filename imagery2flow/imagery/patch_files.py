@@ -17,7 +17,7 @@ from imagery2flow.imagery.cutting import WRITTEN
 from imagery2flow.imagery.patches import read_manifest
 from imagery2flow.imagery.patchset import Normalisation, PatchSet, measure
 from imagery2flow.imagery.scene import choose_bands, imagery_bands
-from imagery2flow.run.errors import BandError, InputError, MissingInputError, TableError, shown
+from imagery2flow.run.errors import BandError, InputError, MissingInputError, TableError, first_sentence, shown
 from imagery2flow.run.geofiles import inside, open_raster, raster_env
 from imagery2flow.run.memory import Allocate
 from imagery2flow.run.stage import Ledger
@@ -236,7 +236,7 @@ def open_patch(path: Path) -> rasterio.DatasetReader:
         return open_raster(path, "patch", allow_remote=None)
     except RasterioIOError as error:
         raise InputError(
-            f"patch {path} cannot be opened ({str(error).splitlines()[0]}); it may be truncated: run img_preprocessing.py again"
+            f"patch {path} cannot be opened ({first_sentence(error.__cause__ or error)}); it may be truncated: run img_preprocessing.py again"
         ) from error
 
 
@@ -272,7 +272,7 @@ def read_patch(path: Path, chosen: Sequence[int], names: Sequence[str], all_band
                 valid = (patch.read_masks(masked) > 0).all(axis=0) if masked else np.ones(values.shape[1:], dtype=bool)
         except RasterioIOError as error:
             raise InputError(
-                f"patch {path} cannot be read ({str(error).splitlines()[0]}); it may be truncated: run img_preprocessing.py again"
+                f"patch {path} cannot be read ({first_sentence(error.__cause__ or error)}); it may be truncated: run img_preprocessing.py again"
             ) from error
     if values.dtype.kind == "f":
         with np.errstate(over="ignore"):

@@ -23,7 +23,7 @@ from rasterio.errors import RasterioIOError
 from rasterio.windows import Window
 
 from imagery2flow.run.errors import BandError, InputError, MissingInputError, first_sentence
-from imagery2flow.run.geofiles import is_file, open_raster, raster_env
+from imagery2flow.run.geofiles import VIRTUAL, is_file, open_raster, raster_env
 
 # The words by which producers name a band, as in "TM3_red" or "red_toa_reflectance_x10000", and the name that we use.
 BAND_WORDS = {word: word for word in ("coastal", "blue", "green", "red", "nir", "swir1", "swir2", "pan", "cirrus", "thermal")}
@@ -233,6 +233,10 @@ def open_scene(
                 "or, if the file is damaged, copy it again"
             ) from error
         reason = "is a folder" if os.path.isdir(path) else "does not exist"  # noqa: PTH112  which takes any name
+        if VIRTUAL.match(path):
+            raise MissingInputError(
+                f"scene {path} is no file of this machine; name one with {flag}, or pass --allow_remote if you trust it"
+            ) from error
         raise MissingInputError(f"scene {path} {reason}; check the path given to {flag}") from error
 
 

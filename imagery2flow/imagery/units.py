@@ -138,9 +138,7 @@ def check_ids(ids: pd.Series, where: str) -> None:
     # Control characters would break lines of tables and the terminal.
     unfit = texts[texts.str.contains(r"[/\\\x00-\x1f\x7f-\x9f]|^\.|^\s|\s$", regex=True)]
     if len(unfit):
-        faults.add(
-            f"{len(unfit)} ids cannot be part of a file name ({shown(text if text.isprintable() else repr(text) for text in unfit)}); use letters, digits, '-' and '.'"
-        )
+        faults.add(f"{len(unfit)} ids cannot be part of a file name ({shown(unfit)}); use letters, digits, '-' and '.'")
     too_long = texts[texts.str.encode("utf-8", "surrogatepass").str.len() > LONGEST_ID_BYTES]
     if len(too_long):
         faults.add(f"{len(too_long)} ids are longer than {LONGEST_ID_BYTES} bytes ({too_long.iloc[0][:20]}...); shorten them")

@@ -37,7 +37,7 @@ class TableError(InputError):
 
 def shown(values: Iterable[object]) -> str:
     """Lists the first values of a collection and how many more there are: ``a, b, c and 7 more``."""
-    texts = [str(value) for value in values]
+    texts = [text if (text := str(value)).isprintable() else repr(text) for value in values]  # no line breaks in a message
     head = ", ".join(texts[:EXAMPLES_SHOWN])
     rest = len(texts) - EXAMPLES_SHOWN
     return f"{head} and {rest:,} more" if rest > 0 else head
@@ -47,6 +47,11 @@ def first_sentence(error: BaseException) -> str:
     """What a library says of an error, up to its first full stop: a message of ours is one sentence."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text.split(". ")[0].rstrip(".")
+
+
+def as_clause(error: BaseException) -> str:
+    """All that a library says of an error, as a part of one sentence."""
+    return " ".join(str(error).split()).rstrip(".").replace(". ", "; ") or type(error).__name__
 
 
 class Faults:

@@ -10,13 +10,15 @@ import os
 import platform
 import secrets
 import shutil
+import warnings
+import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from imagery2flow.run.errors import InputError, MissingInputError, TableError, first_sentence, shown
+from imagery2flow.run.errors import InputError, MissingInputError, TableError, as_clause, first_sentence, shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -138,7 +140,10 @@ def load_tensors(path: Path, what: str, writer: str = "this project") -> dict[st
 
     existing_file(path, what)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        refuse_damaged_archive(path)
+        with warnings.catch_warnings():  # of the pickles of others
+            warnings.simplefilter("ignore")
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged archive raises a dozen classes, depending on which byte is wrong
         raise InputError(
             f"{what} {path} cannot be read as a file of weights ({first_sentence(error)}); name one that {writer} wrote"
@@ -146,6 +151,19 @@ def load_tensors(path: Path, what: str, writer: str = "this project") -> dict[st
     if not isinstance(content, dict):
         raise InputError(f"{what} {path} holds a {type(content).__name__} instead of named tensors; name a file that {writer} wrote")
     return content
+
+
+def refuse_damaged_archive(path: Path) -> None:
+    """Refuses a file of tensors whose content is not what its checksums say: torch does not look, and would take other weights for these.
+
+    Raises:
+        BadZipFile: A part is damaged.
+    """
+    if zipfile.is_zipfile(path):  # files of torch before 1.6 are none, and have no checksums
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise zipfile.BadZipFile(f"the checksum of {damaged} is another")
 
 
 def existing_file(path: str | Path, what: str) -> Path:
@@ -182,7 +200,7 @@ def read_table(path: str | Path, what: str, text_columns: Iterable[str | int]) -
     try:
         refuse_repeated(read_header(path), f"{what} {path}")
         if path.name.endswith(".parquet"):
-            return pd.read_parquet(path)
+            return plain_columns(pd.read_parquet(path))
         columns = pd.read_csv(path, nrows=0).columns
         ids = {columns[name] if isinstance(name, int) else name for name in text_columns if name != 0 or len(columns)}
         # "NA" is missing as a number, but an id may be NA: of ids only the empty cell is missing.
@@ -192,8 +210,16 @@ def read_table(path: str | Path, what: str, text_columns: Iterable[str | int]) -
         raise
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, OSError, EOFError, ValueError) as error:
         raise InputError(
-            f"{what} {path} cannot be parsed as a table ({str(error).splitlines()[0]}); check that it is a CSV or Parquet file"
+            f"{what} {path} cannot be parsed as a table ({as_clause(error)}); check that it is a CSV or Parquet file"
         ) from error
+
+
+def plain_columns(table: pd.DataFrame) -> pd.DataFrame:
+    """The same table with columns of categories as columns of what these are."""
+    import pandas as pd
+
+    categories = {name: column.cat.categories.dtype for name, column in table.items() if isinstance(column.dtype, pd.CategoricalDtype)}
+    return table.astype(categories)
 
 
 def read_header(path: str | Path) -> list[str]:

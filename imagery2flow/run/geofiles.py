@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
 import rasterio
-from rasterio.errors import RasterioIOError
+from rasterio.errors import NotGeoreferencedWarning, RasterioIOError
 
-from imagery2flow.run.errors import InputError, MissingInputError, first_sentence, shown
+from imagery2flow.run.errors import InputError, MissingInputError, as_clause, first_sentence, shown
 
 if TYPE_CHECKING:
     import geopandas as gpd
@@ -76,7 +77,9 @@ def open_raster(path: str | Path, what: str, allow_remote: bool | None = False) 
         location = absolute(path)
         driver = raster_driver(location, allow_remote)
         check_references(location, location.parent, f"{what} {path}", allow_remote, set(), ())
-        dataset = rasterio.open(str(location), driver=driver)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)  # the stages say it where it matters
+            dataset = rasterio.open(str(location), driver=driver)
         outside = [name for name in dataset.files if not lies_in(Path(name), location.parent)]
         if outside:  # what none of the checks above knows
             dataset.close()
@@ -224,8 +227,7 @@ def read_vector_file(path: Path, what: str) -> gpd.GeoDataFrame:
     except InputError:
         raise
     except Exception as error:  # pyogrio raises its own classes, and plain RuntimeError from GDAL
-        reason = " ".join(str(error).split()).rstrip(".").replace(". ", ", ")
-        raise MissingInputError(f"{what} {path} cannot be read as a vector file ({reason}); name {VECTOR_FORMATS}") from error
+        raise MissingInputError(f"{what} {path} cannot be read as a vector file ({as_clause(error)}); name {VECTOR_FORMATS}") from error
 
 
 def vector_name(path: Path, what: str) -> str:

@@ -127,9 +127,9 @@ def turned_scene() -> None:
 
 
 @later
-def constant_scene(path: str, crs: str, bounds: tuple[float, float, float, float], value: int = 7, side: int = 400) -> None:
-    """A scene of one value and three bands within bounds (west, south, east, north)."""
-    west, south, east, north = bounds
+def constant_scene(path: str, crs: str, bounds: tuple[float, float, float, float] | None, value: int = 7, side: int = 400) -> None:
+    """A scene of one value and three bands within bounds (west, south, east, north), or a little beyond those of the units."""
+    west, south, east, north = bounds or gpd.read_file(UNITS).to_crs(crs).buffer(0.001).total_bounds
     transform = Affine((east - west) / side, 0, west, 0, -(north - south) / side, north)
     profile = {"driver": "GTiff", "width": side, "height": side, "count": 3, "dtype": "uint16", "crs": crs, "transform": transform}
     with rasterio.open(path, "w", **profile) as raster:
