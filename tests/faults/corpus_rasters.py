@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.faults.checking import same_statistics, statistics, values_are
+from tests.faults.checking import num_patches, same_statistics, statistics, values_are
 from tests.faults.making import (
     OUTSIDE,
     Fault,
