@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import json
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 MISSING_NUMBERS = ["", "NA", "N/A", "n/a", "NaN", "nan", "NULL", "null", "None", "#N/A"]
 TABLE_SUFFIXES = (".csv", ".csv.gz", ".parquet")
+LARGEST_UNPACKED_BYTES = 1 << 30  # below it, a gzipped table may unpack to any share of its size
+MOST_UNPACKED_SHARE = 100  # tables of ids and numbers reach 5 to 40
 
 
 @contextmanager
@@ -198,6 +201,7 @@ def read_table(path: str | Path, what: str, text_columns: Iterable[str | int]) -
     if not path.name.endswith(TABLE_SUFFIXES):
         raise InputError(f"{what} {path} has an unknown suffix; name a file that ends in {', '.join(TABLE_SUFFIXES)}")
     try:
+        refuse_bomb(path, what)
         refuse_repeated(read_header(path), f"{what} {path}")
         if path.name.endswith(".parquet"):
             return plain_columns(pd.read_parquet(path))
@@ -232,6 +236,26 @@ def read_header(path: str | Path) -> list[str]:
         return [str(name) for name in pyarrow.parquet.read_schema(path).names]
     row = pd.read_csv(path, header=None, nrows=1, dtype="str", keep_default_na=False)
     return [str(name) for name in row.iloc[0]]
+
+
+def refuse_bomb(path: Path, what: str) -> None:
+    """Refuses a gzipped table that unpacks to what no table of its size does, before memory is taken for it.
+
+    Raises:
+        InputError: It does.
+        OSError: It is no gzip file, or damaged.
+    """
+    if path.suffix != ".gz":
+        return
+    limit = max(LARGEST_UNPACKED_BYTES, MOST_UNPACKED_SHARE * path.stat().st_size)
+    with gzip.open(path) as stream:
+        unpacked_bytes = 0
+        while block := stream.read(1 << 20):
+            unpacked_bytes += len(block)
+            if unpacked_bytes > limit:
+                raise InputError(
+                    f"{what} {path} unpacks to more than {limit:,} bytes, which no table of its size does; unpack it, and name the file"
+                )
 
 
 def refuse_repeated(names: list[str], where: str) -> None:

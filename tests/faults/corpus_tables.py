@@ -14,6 +14,7 @@ from tests.faults.making import (
     edit_tensors,
     flip_bits,
     folder_for,
+    gzip_bomb,
     pickled_bomb,
     put_bytes,
     recode,
@@ -106,6 +107,7 @@ FLOW_TABLES = [
     refused("Parquet that is cut short", MODEL_STAGE, f"--flows_path {PARQUET}", f"flows {PARQUET} {NO_TABLE}", to_parquet(FLOWS, lambda t: t), flip_bits(PARQUET, 10**7)),
     refused("CSV that is called Parquet", MODEL_STAGE, f"--flows_path {PARQUET}", f"flows {PARQUET} {NO_TABLE}", copy_file(FLOWS, PARQUET)),
     refused("a spreadsheet", MODEL_STAGE, "--flows_path flows.xlsx", "flows flows.xlsx has an unknown suffix", copy_file(FLOWS, "flows.xlsx")),
+    refused("gzip that unpacks to gigabytes", MODEL_STAGE, "--flows_path flows.csv.gz", "flows flows.csv.gz unpacks to more than 1,073,741,824 bytes", gzip_bomb("flows.csv.gz")),
     refused("a folder in place of flows", MODEL_STAGE, f"--flows_path {FLOWS}", f"flows {FLOWS} is a folder, not a file", folder_for(FLOWS)),
     refused("a ring of links in place of flows", MODEL_STAGE, f"--flows_path {FLOWS}", f"flows {FLOWS} does not exist", ring(FLOWS)),
 ]

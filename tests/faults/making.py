@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import os
 import pickle
 import zipfile
@@ -200,6 +201,12 @@ def zip_bomb(path: str) -> None:
         with archive.open("units.dbf", "w", force_zip64=True) as stream:
             for _ in range(120):
                 stream.write(bytes(10_000_000))
+
+
+@later
+def gzip_bomb(path: str) -> None:
+    """A gzipped file of 1.2 GB of zeros: one part of 10 MB, again and again."""
+    Path(path).write_bytes(gzip.compress(bytes(10_000_000)) * 120)
 
 
 class Bomb:
