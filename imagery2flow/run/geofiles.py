@@ -45,7 +45,7 @@ VECTOR_STARTS = (b"SQLite format 3\0", b"\0\0\x27\x0a", b"fgb")  # GeoPackage, S
 VECTOR_FORMATS = "a GeoPackage, Shapefile or GeoJSON"
 GEOJSON = re.compile(rb'"type"\s*:\s*"(FeatureCollection|Feature|Topology)"')
 GDAL_COMMAND = b"gdal_streamed_alg"  # JSON that tells GDAL what to read and from where
-HEAD_BYTES = 1 << 16
+SIGNATURE_BYTES, HEAD_BYTES = 1 << 10, 1 << 16
 LARGEST_UNPACKED_BYTES = 1 << 30  # of what an archive says that it holds; the tracts of the largest state are a tenth of it
 REFERRING = ("filename", "dataset", "path")  # in the names of XML elements and arguments that name a file
 REFERRING_KEYS = ("X_DATASET", "Y_DATASET", "OVERVIEW_FILE")  # of metadata
@@ -75,8 +75,7 @@ def open_raster(path: str | Path, what: str, allow_remote: bool | None = False) 
         if allow_remote:
             return rasterio.open(path)
         location = absolute(path)
-        driver = raster_driver(location, allow_remote)
-        check_references(location, location.parent, f"{what} {path}", allow_remote, set(), ())
+        driver = check_references(location, location.parent, f"{what} {path}", allow_remote, set(), ())
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)  # the stages say it where it matters
             dataset = rasterio.open(str(location), driver=driver)
@@ -113,7 +112,7 @@ def raster_driver(path: Path, allow_remote: bool | None) -> str:
     Raises:
         RasterioIOError: It is none of those that hold their own content.
     """
-    head = read_head(path)
+    head = read_head(path, SIGNATURE_BYTES)
     if not head:
         raise RasterioIOError("it is empty")
     for start, driver in RASTER_DRIVERS.items():
@@ -123,14 +122,16 @@ def raster_driver(path: Path, allow_remote: bool | None) -> str:
     raise RasterioIOError(f"it is no {RASTER_FORMATS} file{others}")
 
 
-def read_head(path: Path) -> bytes:
+def read_head(path: Path, num_bytes: int = HEAD_BYTES) -> bytes:
     """The first bytes of a file, without the mark that some editors put before text."""
     with path.open("rb") as stream:
-        return stream.read(HEAD_BYTES).removeprefix(b"\xef\xbb\xbf").lstrip(b" \t\r\n")
+        return stream.read(num_bytes).removeprefix(b"\xef\xbb\xbf").lstrip(b" \t\r\n")
 
 
-def check_references(path: Path, folder: Path, what: str, allow_remote: bool | None, done: set[Path], chain: tuple[Path, ...]) -> None:
-    """Refuses a raster that refers, itself or by the files that it names, to something outside a folder.
+def check_references(
+    path: Path, folder: Path, what: str, allow_remote: bool | None, done: set[Path], chain: tuple[Path, ...]
+) -> str | None:
+    """Refuses a raster that refers, itself or by the files that it names, to something outside a folder; returns GDAL's name of its format.
 
     Args:
         path: The raster; an absolute path.
@@ -146,10 +147,11 @@ def check_references(path: Path, folder: Path, what: str, allow_remote: bool | N
     if path in chain:
         raise InputError(f"{what} refers to itself by way of {path.name}; make it again from its sources")
     if path in done or not is_file(path):
-        return
+        return None  # what is not there, GDAL misses
     done.add(path)
+    driver = raster_driver(path, allow_remote)
     beside = path.with_name(f"{path.name}.aux.xml")
-    for source in (path if raster_driver(path, allow_remote) == "VRT" else None, beside if is_file(beside) else None):
+    for source in (path if driver == "VRT" else None, beside if is_file(beside) else None):
         for name, relative in references(source, what) if source else ():
             target = Path(os.path.normpath(path.parent / name if relative else Path.cwd() / name))
             if VIRTUAL.match(name) or not lies_in(target, folder):
@@ -158,6 +160,7 @@ def check_references(path: Path, folder: Path, what: str, allow_remote: bool | N
                 check_references(target, folder, what, allow_remote, done, (*chain, path))
             except RasterioIOError as error:
                 raise InputError(f"{what} refers to {name}, but {first_sentence(error)}; convert that with gdal_translate") from error
+    return driver
 
 
 def references(path: Path, what: str) -> Iterator[tuple[str, bool]]:
