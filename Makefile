@@ -12,7 +12,7 @@ JOBS ?= 2
 DATA ?= ../shared/data
 SECONDS ?= 600
 
-.PHONY: help demo figs test test-all test-gpu fuzz soak real evaluate bench acquire-check check clean
+.PHONY: help demo figs test test-all test-gpu fuzz soak real evaluate bench acquire-check reliability check clean
 
 help:
 	@echo "make demo               a generated metro and a second city through all five stages (about 4 minutes on 2 cores, 2 of them the installation)"
@@ -26,6 +26,7 @@ help:
 	@echo "make evaluate DATA=FOLDER  held-out places of real cities, five seeds, with every control (about half an hour on 2 cores)"
 	@echo "make bench DATA=FOLDER  every stage beside a plain way to do the same, and how the work grows (about half an hour on 2 cores)"
 	@echo "make acquire-check      asks every public address, and compares the counties of M1 to M10 with the Census Bureau's (needs the network)"
+	@echo "make reliability        writes the list of bad inputs in docs/reliability.md"
 	@echo "make check              formatting, lint, types"
 	@echo "make clean              remove .venv and what the demo wrote"
 
@@ -69,6 +70,9 @@ bench: $(INSTALLED)
 
 acquire-check: $(INSTALLED)
 	$(BIN)/python -m pytest -v -m network tests/sources/test_public_addresses.py
+
+reliability: $(INSTALLED)
+	$(BIN)/python -m tests.faults.reliability
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -34,7 +34,7 @@ def clip_by_loop(scene: str, units: str, folder: str) -> None:
 
 def bare(scene: str, windows: str, folder: str, num_processes: str) -> None:
     """Reads every block that a window touches once, and writes a patch of the size of each window: the least that any clipping must do."""
-    table, count = np.load(windows), int(num_processes)
+    table, count = np.load(windows, allow_pickle=False), int(num_processes)
     with rasterio.open(scene) as source:
         rows, columns = source.block_shapes[0]
     blocks = sorted(

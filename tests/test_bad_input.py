@@ -21,6 +21,7 @@ import rasterio
 from affine import Affine
 
 from imagery2flow.run import config, flow_config
+from imagery2flow.run.land_cover_config import LandCoverConfig
 from imagery2flow.run.stage import Ledger
 from imagery2flow.sources.synthetic import generate_metro
 
@@ -50,6 +51,9 @@ SETTINGS = {
     "train_ODPrediction": flow_config.FlowTrainingConfig,
     "test_ODPrediction": flow_config.FlowTestConfig,
     "map": config.MapConfig,
+    "land_cover": LandCoverConfig,
+    "import_published": flow_config.ImportConfig,
+    "results": flow_config.ResultsConfig,
 }
 P = ParamSpec("P")
 
@@ -393,8 +397,8 @@ IN_A_PROCESS = (
 
 
 def call(stage: str, flags: str) -> int | str | None:
-    """Exit status of a script at the root of the repository, or of the command that draws maps, called in this process."""
-    path, command = ("imagery2flow/__main__.py", ["map"]) if stage == "map" else (f"{stage}.py", [])
+    """Exit status of a script at the root of the repository, or of another command, called in this process."""
+    path, command = (f"{stage}.py", []) if (ROOT / f"{stage}.py").is_file() else ("imagery2flow/__main__.py", [stage])
     specification = importlib.util.spec_from_file_location(f"script_{stage}", ROOT / path)
     assert specification is not None and specification.loader is not None
     script = importlib.util.module_from_spec(specification)
@@ -434,7 +438,7 @@ def workplace(good_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def state_of(folder: Path) -> dict[str, tuple[int, int]]:
     """Every file with its size and time of change, and every folder."""
-    found = ((path, path.stat()) for path in folder.rglob("*"))
+    found = ((path, path.lstat()) for path in folder.rglob("*"))
     return {str(path): (stat.st_size, stat.st_mtime_ns) if path.is_file() else (0, 0) for path, stat in found}
 
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from imagery2flow.encoder.backbones import build_backbone
 from imagery2flow.imagery.patchset import Normalisation
-from imagery2flow.run.errors import BandError, InputError, MissingInputError
+from imagery2flow.run.errors import BandError, InputError, MissingInputError, first_sentence
 from imagery2flow.run.files import load_tensors, save_tensors
 
 FORMAT = "imagery2flow-encoder-1"
@@ -106,13 +106,20 @@ def load_encoder(path: Path) -> tuple[nn.Module, EncoderRecord]:
         InputError: The file is no checkpoint of an encoder.
     """
     content = load_checkpoint(path)
-    stored: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in content["normalisation"].items()}
-    normalisation, config = Normalisation(**stored), content["config"]
-    record = EncoderRecord(config["resnet"], content["view_size"], normalisation, content["epoch"], config["total_epoch"])
-    backbone, _ = build_backbone(record.resnet, len(normalisation.band_names), record.view_size, seed=0)
-    backbone.load_state_dict(
-        {name.removeprefix("backbone."): tensor for name, tensor in content["model"].items() if name.startswith("backbone.")}
-    )
+    try:
+        stored: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in content["normalisation"].items()
+        }
+        normalisation, config = Normalisation(**stored), content["config"]
+        record = EncoderRecord(config["resnet"], content["view_size"], normalisation, content["epoch"], config["total_epoch"])
+        backbone, _ = build_backbone(record.resnet, len(normalisation.band_names), record.view_size, seed=0)
+        backbone.load_state_dict(
+            {name.removeprefix("backbone."): tensor for name, tensor in content["model"].items() if name.startswith("backbone.")}
+        )
+    except (KeyError, TypeError, AttributeError, RuntimeError) as error:  # whichever part is not what the format says
+        raise InputError(
+            f"encoder checkpoint {path} is damaged: its parts do not fit each other ({first_sentence(error)[:100]}); train it again"
+        ) from error
     return backbone.eval(), record
 
 

@@ -47,7 +47,7 @@ def draw_map(config: MapConfig, ledger: Ledger) -> Path:
     if output.suffix not in SUFFIXES or output.is_dir():
         raise InputError(f"--output_path {output} must be a file that ends in {', '.join(SUFFIXES)}")
     check_output_folder(output.parent, "--output_path")
-    scene = open_scene(config.scene_path, flag="--scene_path")
+    scene = open_scene(config.scene_path, flag="--scene_path", allow_remote=config.allow_remote)
     ledger.reads(config.scene_path)
     units = read_units(config.units_path, config.id_column, ledger)
     table = read_predictions(config.predictions_path, units.index, ledger)
@@ -183,7 +183,7 @@ def read_picture(scene: Scene) -> Picture:
     step = max(1, max(scene.width, scene.height) // LARGEST_SIDE_PX)
     bands = scene.bands[:3] if len(scene.bands) >= 3 else scene.bands[:1] * 3
     try:
-        with rasterio.open(scene.path) as dataset:
+        with scene.env(), scene.open() as dataset:
             pixels = dataset.read(list(bands), out_shape=(3, scene.height // step, scene.width // step), masked=True).astype(np.float64)
             bounds = tuple(dataset.bounds)
     except RasterioIOError as error:

@@ -136,7 +136,7 @@ def look_at_imagery(config: CheckConfig, place: Place, parts: PlaceParts, encode
     """Looks at scenes, at how they cover the units, and at patches."""
     paths = config.scene_paths(place.region)
     together = [paths] if config.input_tif_path else [[path] for path in paths]  # those that are found need not be of one sensor
-    opened = partial(open_scene, bands=config.bands, names=config.band_names, nodata=config.nodata)
+    opened = partial(open_scene, bands=config.bands, names=config.band_names, nodata=config.nodata, allow_remote=config.allow_remote)
     for group in together:
         scenes = open_scenes(group, opened, True, inspection)
         for scene in scenes:

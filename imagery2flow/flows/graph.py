@@ -7,7 +7,6 @@ see its surroundings. Distances are great-circle distances between centroids unl
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -192,18 +191,15 @@ def read_long_distances(path: str | Path) -> pd.DataFrame:
 
 
 def check_header(path: str | Path) -> None:
-    """Refuses a header of ids, some of which are empty or repeated: pandas would rename them, and they would join to no unit.
+    """Refuses a header of ids, some of which are empty: pandas would rename them, and they would join to no unit.
 
     Raises:
-        TableError: Ids are empty or repeated.
+        TableError: Ids are empty.
     """
     ids = read_header(path)[1:]
     faults = Faults(f"distances {path}, header")
     if "" in ids:
         faults.add(f"{ids.count('')} ids are empty; give every column the id of its unit")
-    repeated = sorted(geocode for geocode, count in Counter(ids).items() if geocode and count > 1)
-    if repeated:
-        faults.add(f"{len(repeated)} ids occur more than once ({shown(repeated)}); keep one column each")
     faults.raise_if_any()
 
 

@@ -22,7 +22,7 @@ from imagery2flow.flows.scaling import Scaling
 from imagery2flow.flows.table import UNIVERSES, FlowTable
 from imagery2flow.flows.tree_decoder import HOME, TRANSFER, Seen, TreeDecoder, load_decoder, save_decoder
 from imagery2flow.run.earth import great_circle_m
-from imagery2flow.run.errors import InputError, MissingInputError
+from imagery2flow.run.errors import InputError, MissingInputError, first_sentence
 from imagery2flow.run.files import as_tensors, from_tensors, load_tensors, save_tensors
 from imagery2flow.run.flow_config import DECODERS
 
@@ -226,16 +226,21 @@ def load_record(folder: Path, device: torch.device) -> FlowRecord:
         raise InputError(
             f"OD model {folder / MODEL_FILE} is not one that this version's train_ODPrediction.py wrote (its format is {content.get('format')}, not {FORMAT}); train it again, or name another with --log and --output_dir"
         )
-    stored = from_tensors(content["scaling"])
-    scaling = Scaling(**{**stored, "columns": tuple(stored["columns"])})
-    model = None
-    if content["model"] is not None:
-        model = build_model(content["config"], scaling).to(device)
-        model.load_state_dict(content["model"])
-    home, transfer = (load_decoder(folder, decoder) for decoder in content["decoders"])
-    assert home is not None
-    encoder = None if content["encoder"] is None else EncoderFile(*content["encoder"])
-    plain = {name: content[name] for name in PLAIN_FIELDS}
+    try:
+        stored = from_tensors(content["scaling"])
+        scaling = Scaling(**{**stored, "columns": tuple(stored["columns"])})
+        model = None
+        if content["model"] is not None:
+            model = build_model(content["config"], scaling).to(device)
+            model.load_state_dict(content["model"])
+        home, transfer = (load_decoder(folder, decoder) for decoder in content["decoders"])
+        assert home is not None
+        encoder = None if content["encoder"] is None else EncoderFile(*content["encoder"])
+        plain = {name: content[name] for name in PLAIN_FIELDS}
+    except (KeyError, TypeError, AttributeError, RuntimeError) as error:  # whichever part is not what the format says
+        raise InputError(
+            f"OD model {folder / MODEL_FILE} is damaged: its parts do not fit each other ({first_sentence(error)[:100]}); train it again"
+        ) from error
     return FlowRecord(embedder=Embedder(model, scaling, device), home=home, transfer=transfer, encoder=encoder, **plain)
 
 

@@ -207,7 +207,11 @@ def join_parts(place: Place, parts: PlaceParts, ledger: Ledger) -> Region:
 
 
 def find_encoder(path: str, ledger: Ledger) -> EncoderFile | None:
-    """The encoder that a table of features says it comes from, or None for a table that stage 3 did not write."""
+    """The encoder that a table of features says it comes from, or None for a table that stage 3 did not write.
+
+    Raises:
+        InputError: What stands beside the table is no run file.
+    """
     run_file = Path(path + ".run.json")
     remedy = "make the features again with get_img_embedding.py, or remove the file"
     inputs = read_json(run_file, "run file", remedy).get("inputs_sha256", {}) if run_file.is_file() else {}

@@ -20,6 +20,7 @@ from imagery2flow.run.files import read_table
 from imagery2flow.run.stage import Ledger
 
 FLOW_COLUMNS = ("h_geocode", "w_geocode", "count")
+LARGEST_COUNT = 1e9  # commuters of one pair; more than any city has is a fault of the table
 GT10_MINIMUM = 10  # the published universe keeps flows of more than 10 commuters
 UNIVERSES = {"gt10": GT10_MINIMUM, "positive": 0, "full": -1}  # pairs with more commuters than that
 UNKNOWN_BLOCK = -1
@@ -214,6 +215,7 @@ def check_counts(count: pd.Series, faults: Faults) -> None:
         "are no numbers": numbers.isna() & ~absent,
         "are negative": numbers < 0,
         "are infinite": np.isinf(numbers),
+        "are above a billion": (numbers > LARGEST_COUNT) & ~np.isinf(numbers),
         "are fractions": (numbers % 1 != 0) & numbers.notna() & ~np.isinf(numbers),
     }
     for problem, rows in wrong.items():

@@ -52,13 +52,18 @@ def write_land_cover(config: LandCoverConfig, ledger: Ledger) -> Path:
     check_table_suffix(config.output_path, "--output_path")
     units = read_units(config.units_path, config.id_column, ledger)
     ledger.take_in("units", len(units))
-    table = count_land_cover(units, config.raster_path, ledger, config.raster_nodata, config.units_path)
+    table = count_land_cover(units, config.raster_path, ledger, config.raster_nodata, config.units_path, config.allow_remote)
     write_table(Path(config.output_path), table)
     return Path(f"{config.output_path}.run.json")
 
 
 def count_land_cover(
-    units: gpd.GeoDataFrame, paths: Sequence[str | Path], ledger: Ledger, nodata: int | None = None, units_path: str = "the region"
+    units: gpd.GeoDataFrame,
+    paths: Sequence[str | Path],
+    ledger: Ledger,
+    nodata: int | None = None,
+    units_path: str = "the region",
+    allow_remote: bool = False,
 ) -> pd.DataFrame:
     """Area of every class in every unit.
 
@@ -68,6 +73,7 @@ def count_land_cover(
         ledger: Takes what the rasters are, reprojections, and units without pixels.
         nodata: Code that means no class, besides the one that a raster declares.
         units_path: Where the units come from, for messages.
+        allow_remote: Whether rasters may refer to what does not lie in their folder.
 
     Returns:
         ``geocode``, ``class_<code>`` in m2 (rounded to .01; sorted by code), ``nodata_m2``; rows in the order of ``units``.
@@ -76,7 +82,7 @@ def count_land_cover(
         InputError: A raster is none of classes or has no CRS, units are no polygons, or no unit has a class.
     """
     check_polygons(units, "land cover", units_path)
-    rasters = [open_raster(path, nodata) for path in paths]
+    rasters = [open_classes(path, nodata, allow_remote) for path in paths]
     for raster in rasters:
         describe_scene(raster, ledger)
     note_distortion(rasters, units, ledger)
@@ -96,14 +102,14 @@ def count_land_cover(
     return table
 
 
-def open_raster(path: str | Path, nodata: int | None) -> Scene:
+def open_classes(path: str | Path, nodata: int | None, allow_remote: bool) -> Scene:
     """A raster of class codes.
 
     Raises:
         BandError: It has several bands.
         InputError: Its pixels are no whole numbers, or a grid in degrees is turned.
     """
-    raster = open_scene(str(path), nodata=nodata, flag="--raster_path")
+    raster = open_scene(str(path), nodata=nodata, flag="--raster_path", allow_remote=allow_remote)
     bands = (*raster.bands, *raster.alpha_bands)
     if len(bands) > 1:
         raise BandError(

@@ -17,7 +17,8 @@ from imagery2flow.imagery.cutting import WRITTEN
 from imagery2flow.imagery.patches import read_manifest
 from imagery2flow.imagery.patchset import Normalisation, PatchSet, measure
 from imagery2flow.imagery.scene import choose_bands, imagery_bands
-from imagery2flow.run.errors import BandError, InputError, MissingInputError, TableError, shown
+from imagery2flow.run.errors import BandError, InputError, MissingInputError, TableError, first_sentence, shown
+from imagery2flow.run.geofiles import inside, open_raster, raster_env
 from imagery2flow.run.memory import Allocate
 from imagery2flow.run.stage import Ledger
 
@@ -163,6 +164,7 @@ def find_paths(folder: Path, ledger: Ledger) -> dict[str, Path]:
     Raises:
         MissingInputError: The folder is absent or holds no patch, or a patch of the manifest is gone.
         TableError: An id occurs more than once.
+        InputError: The manifest names a file outside the folder.
     """
     if not folder.is_dir():
         raise MissingInputError(
@@ -180,7 +182,8 @@ def find_paths(folder: Path, ledger: Ledger) -> dict[str, Path]:
             raise TableError(
                 f"{folder}/manifest.csv names {len(repeated)} units more than once ({shown(repeated)}); run img_preprocessing.py again, or keep one row each"
             )
-        paths = {geocode: folder / name for geocode, name in zip(written.geocode, written.path, strict=True)}
+        named = zip(written.geocode, written.path.fillna(""), strict=True)
+        paths = {geocode: inside(folder, name, f"{folder}/manifest.csv") for geocode, name in named}
         gone = [str(path) for path in paths.values() if not path.is_file()]
         if gone:
             raise MissingInputError(
@@ -233,10 +236,10 @@ def open_patch(path: Path) -> rasterio.DatasetReader:
         InputError: The file is no image.
     """
     try:
-        return rasterio.open(path)
+        return open_raster(path, "patch", allow_remote=None)
     except RasterioIOError as error:
         raise InputError(
-            f"patch {path} cannot be opened ({str(error).splitlines()[0]}); it may be truncated: run img_preprocessing.py again"
+            f"patch {path} cannot be opened ({first_sentence(error.__cause__ or error)}); it may be truncated: run img_preprocessing.py again"
         ) from error
 
 
@@ -266,12 +269,13 @@ def read_patch(path: Path, chosen: Sequence[int], names: Sequence[str], all_band
                 f"patch {path} has the bands {', '.join(found)} where the others have {', '.join(names)}; cut all patches from scenes with equal bands"
             )
         try:
-            values = patch.read(list(chosen))
             masked = [number for number in chosen if not is_masked_by_imagery(patch, number, available)]
-            valid = (patch.read_masks(masked) > 0).all(axis=0) if masked else np.ones(values.shape[1:], dtype=bool)
+            with raster_env():
+                values = patch.read(list(chosen))
+                valid = (patch.read_masks(masked) > 0).all(axis=0) if masked else np.ones(values.shape[1:], dtype=bool)
         except RasterioIOError as error:
             raise InputError(
-                f"patch {path} cannot be read ({str(error).splitlines()[0]}); it may be truncated: run img_preprocessing.py again"
+                f"patch {path} cannot be read ({first_sentence(error.__cause__ or error)}); it may be truncated: run img_preprocessing.py again"
             ) from error
     if values.dtype.kind == "f":
         with np.errstate(over="ignore"):

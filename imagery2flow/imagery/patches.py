@@ -43,6 +43,7 @@ from imagery2flow.run.files import check_output_folder, filling, read_table, wri
 from imagery2flow.run.inspection import Inspection
 from imagery2flow.run.stage import Ledger
 
+LARGEST_PATCH_BYTES = 4 << 30
 WELL_COVERED = 0.95  # share of a unit's pixels; units below are named in the ledger
 
 
@@ -56,6 +57,7 @@ def cut_patches(config: PreprocessingConfig, ledger: Ledger) -> Path:
     for scene in scenes:
         describe_scene(scene, ledger)
     tasks = make_tasks(config, scenes, units, ledger)
+    check_windows(tasks, scenes)
     folder = Path(config.output_tif_dir) / config.region / f"{config.tag}_{config.year}"
     with filling(folder, last="manifest.csv") as temporary:
         prefix, keep_surroundings = f"{config.tag}_{config.year}", config.context_m is not None
@@ -81,7 +83,7 @@ def read_inputs(config: PreprocessingConfig, ledger: Ledger) -> tuple[list[Scene
     """
     inspection = Inspection(ledger)
     inspection.look("--output_tif_dir", check_output_folder, config.output_tif_dir, "--output_tif_dir")
-    opened = partial(open_scene, bands=config.bands, names=config.band_names, nodata=config.nodata)
+    opened = partial(open_scene, bands=config.bands, names=config.band_names, nodata=config.nodata, allow_remote=config.allow_remote)
     scenes = open_scenes(config.input_tif_path, opened, config.mode != "grid", inspection)
     units = None
     if config.mode != "grid":
@@ -214,6 +216,23 @@ def footprint(scene: Scene) -> shapely.Polygon:
     """The outline of a scene in its own CRS."""
     corners = ((0, 0), (scene.width, 0), (scene.width, scene.height), (0, scene.height))
     return shapely.Polygon([scene.transform * corner for corner in corners])
+
+
+def check_windows(tasks: Sequence[CutTask], scenes: Sequence[Scene]) -> None:
+    """Refuses units whose patch would not fit into memory: a unit of another scale than the scene's, or sizes that are not true.
+
+    Raises:
+        InputError: There is one.
+    """
+    for task in tasks:
+        for candidate in task.candidates:
+            scene, window = scenes[candidate.scene_number], candidate.window
+            num_bytes = window.width * window.height * len(scene.bands) * np.dtype(scene.dtype).itemsize
+            if num_bytes > LARGEST_PATCH_BYTES:
+                raise InputError(
+                    f"unit {task.geocode} takes {window.width:,} x {window.height:,} pixels of scene {scene.path}, {num_bytes / 2**30:,.1f} GiB where "
+                    f"a patch may have {LARGEST_PATCH_BYTES >> 30}; give smaller units, fewer --bands, or a coarser scene"
+                )
 
 
 def no_overlap_message(units: gpd.GeoDataFrame, scenes: Sequence[Scene], units_path: str) -> str:

@@ -8,6 +8,7 @@ Shapes: ``values`` [num_bands, height, width] in the scene's type, ``valid`` [he
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from rasterio.errors import RasterioIOError
 from rasterio.windows import Window
 
 from imagery2flow.run.errors import BandError, InputError, MissingInputError, first_sentence
+from imagery2flow.run.geofiles import VIRTUAL, is_file, open_raster, raster_env
 
 # The words by which producers name a band, as in "TM3_red" or "red_toa_reflectance_x10000", and the name that we use.
 BAND_WORDS = {word: word for word in ("coastal", "blue", "green", "red", "nir", "swir1", "swir2", "pan", "cirrus", "thermal")}
@@ -60,6 +62,7 @@ class Scene:
         block_width: Width of the blocks that the file is stored in.
         block_height: Their height.
         block_bytes: Memory that one block takes with all bands of the file, for a file may store them together.
+        trusted_name: What GDAL opens where the user trusts it and all that it refers to (``--allow_remote``); None for a file that is not trusted.
     """
 
     path: Path
@@ -76,6 +79,7 @@ class Scene:
     block_width: int
     block_height: int
     block_bytes: int
+    trusted_name: str | None = None
 
     @property
     def gsd_m(self) -> float:
@@ -94,6 +98,14 @@ class Scene:
             return side_x * METRES_PER_DEGREE * float(np.cos(np.radians(latitude))), side_y * METRES_PER_DEGREE
         _, metres_per_unit = self.crs.linear_units_factor
         return side_x * metres_per_unit, side_y * metres_per_unit
+
+    def open(self) -> rasterio.DatasetReader:
+        """Opens the file; it is read within ``env``."""
+        return open_raster(self.trusted_name or self.path, "scene", self.trusted_name is not None)
+
+    def env(self) -> rasterio.Env:
+        """GDAL's options while the file is read."""
+        return raster_env(self.trusted_name is not None)
 
     @property
     def lies_on_earth(self) -> bool:
@@ -155,24 +167,32 @@ def needs_mask(dataset: rasterio.DatasetReader, imagery: dict[int, str], chosen:
 
 
 def open_scene(
-    path: str, bands: Sequence[str] = (), names: Sequence[str] = (), nodata: float | None = None, flag: str = "--input_tif_path"
+    path: str,
+    bands: Sequence[str] = (),
+    names: Sequence[str] = (),
+    nodata: float | None = None,
+    flag: str = "--input_tif_path",
+    allow_remote: bool = False,
 ) -> Scene:
     """Reads what a file says of itself.
 
     Args:
-        path: GeoTIFF, VRT, JPEG or whatever GDAL reads.
+        path: GeoTIFF, VRT, JPEG and what else ``run.geofiles`` knows; with ``allow_remote`` whatever GDAL reads.
         bands: Names or 1-based numbers of the bands to keep; all if empty.
         names: Names of all bands of the file, instead of those it carries.
         nodata: Value that marks missing pixels, besides the one that the file declares.
         flag: The flag that the path was given to, for messages.
+        allow_remote: Whether the user trusts what the file refers to, wherever that lies.
 
     Raises:
         MissingInputError: The file is absent or no raster.
         BandError: A band is asked for that the file has not, or two bands have one name.
-        InputError: The file's type is complex.
+        InputError: The file's type is complex, or it refers to what does not lie in its folder.
     """
+    # Absolute, for processes of other machines begin in another folder; an address stays as it is.
+    trusted_name = (str(Path(path).absolute()) if is_file(Path(path)) else path) if allow_remote else None
     try:
-        with rasterio.open(path) as dataset:
+        with open_raster(trusted_name or path, "scene", allow_remote) as dataset:
             if names and len(names) != dataset.count:
                 raise BandError(
                     f"--band_names names {len(names)} bands ({', '.join(names)}) but scene {path} has {dataset.count}; name each band once"
@@ -204,14 +224,19 @@ def open_scene(
                 block_width=block_width,
                 block_height=block_height,
                 block_bytes=block_height * block_width * dataset.count * np.dtype(dtypes[0]).itemsize,
+                trusted_name=trusted_name,
             )
     except RasterioIOError as error:
-        if Path(path).is_file():
+        if allow_remote or is_file(Path(path)):
             raise InputError(
                 f"scene {path} cannot be opened as a raster ({first_sentence(error)}); check the path given to {flag}, "
                 "or, if the file is damaged, copy it again"
             ) from error
-        reason = "is a folder" if Path(path).exists() else "does not exist"
+        reason = "is a folder" if os.path.isdir(path) else "does not exist"  # noqa: PTH112  which takes any name
+        if VIRTUAL.match(path):
+            raise MissingInputError(
+                f"scene {path} is no file of this machine; name one with {flag}, or pass --allow_remote if you trust it"
+            ) from error
         raise MissingInputError(f"scene {path} {reason}; check the path given to {flag}") from error
 
 
@@ -292,12 +317,13 @@ class SceneReader:
         scene = self.scenes[scene_number]
         dataset = self._datasets.get(scene_number)
         if dataset is None:
-            dataset = self._datasets[scene_number] = rasterio.open(scene.path)
+            dataset = self._datasets[scene_number] = scene.open()
         try:
-            values = dataset.read(list(scene.bands), window=window)
-            valid = ~missing(values, scene.nodata)
-            if scene.has_mask:
-                valid &= (dataset.read_masks(list(scene.bands), window=window) > 0).all(axis=0)
+            with scene.env():
+                values = dataset.read(list(scene.bands), window=window)
+                valid = ~missing(values, scene.nodata)
+                if scene.has_mask:
+                    valid &= (dataset.read_masks(list(scene.bands), window=window) > 0).all(axis=0)
         except RasterioIOError as error:
             raise InputError(
                 f"scene {scene.path} cannot be read at {window} ({first_sentence(error.__cause__ or error)}); the file may be truncated: copy it again"

@@ -16,10 +16,12 @@ from pyproj import CRS
 from rasterio.windows import Window
 
 from imagery2flow.imagery.scene import Scene
-from imagery2flow.run.errors import CRSError, Faults, InputError, MissingInputError, TableError, first_sentence, shortened, shown
+from imagery2flow.run.errors import CRSError, Faults, InputError, TableError, shortened, shown
+from imagery2flow.run.geofiles import read_vector_file
 from imagery2flow.run.stage import Ledger
 
 ID_COLUMNS = ("GEOID20", "GEOID", "geocode", "GEOID10")
+LONGEST_ID_BYTES = 160  # of the 255 that file systems allow: a patch's name holds sensor and year too
 POLYGONS = ("Polygon", "MultiPolygon")
 
 
@@ -27,7 +29,7 @@ def read_units(path: str | Path, id_column: str | None, ledger: Ledger) -> gpd.G
     """Reads areal units: index ``geocode`` (text, sorted), valid geometries, a CRS.
 
     Args:
-        path: GeoPackage, Shapefile, GeoJSON or whatever OGR reads.
+        path: GeoPackage, Shapefile, GeoJSON, and what else ``run.geofiles`` knows.
         id_column: Column of the ids; default the first of GEOID20, GEOID, geocode, GEOID10 that is there.
         ledger: Takes the units without geometry and the geometries that were mended.
 
@@ -77,16 +79,9 @@ def read_vector(path: Path) -> gpd.GeoDataFrame:
 
     Raises:
         MissingInputError: The file is absent or unreadable.
-        InputError: The file has no geometries.
+        InputError: The file has no geometries, or several layers, or could refer to other files.
     """
-    if not path.exists():
-        raise MissingInputError(f"units {path} do not exist; check the path")
-    try:
-        table = gpd.read_file(path)
-    except Exception as error:  # pyogrio raises its own classes, and plain RuntimeError from GDAL
-        raise MissingInputError(
-            f"units {path} cannot be read as a vector file ({first_sentence(error)}); name a GeoPackage, Shapefile or GeoJSON"
-        ) from error
+    table = read_vector_file(path, "units")
     if not isinstance(table, gpd.GeoDataFrame):
         raise InputError(f"units {path} hold a table without geometries; name a file with polygons or points")
     return table
@@ -140,9 +135,13 @@ def check_ids(ids: pd.Series, where: str) -> None:
     repeated = texts[texts.duplicated()].unique()
     if len(repeated):
         faults.add(f"{len(repeated)} ids occur more than once ({shown(sorted(repeated))}); dissolve or rename those units")
-    unfit = texts[texts.str.contains(r"[/\\\0]|^\.|^\s|\s$", regex=True)]
+    # Control characters would break lines of tables and the terminal.
+    unfit = texts[texts.str.contains(r"[/\\\x00-\x1f\x7f-\x9f]|^\.|^\s|\s$", regex=True)]
     if len(unfit):
         faults.add(f"{len(unfit)} ids cannot be part of a file name ({shown(unfit)}); use letters, digits, '-' and '.'")
+    too_long = texts[texts.str.encode("utf-8", "surrogatepass").str.len() > LONGEST_ID_BYTES]
+    if len(too_long):
+        faults.add(f"{len(too_long)} ids are longer than {LONGEST_ID_BYTES} bytes ({too_long.iloc[0][:20]}...); shorten them")
     faults.raise_if_any()
 
 

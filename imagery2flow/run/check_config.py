@@ -22,6 +22,8 @@ class CheckConfig(RegionConfig):
         band_names: Names for the bands of scenes that carry none.
         nodata: Value that marks missing pixels, besides the one that a scene declares.
         context_m: Margin in metres around the unit, as for stage 1.
+    allow_remote: bool = False
+        allow_remote: Scenes may refer to other folders and to servers, as for stage 1.
         data_path: Folder of patches; default the folders of the year that stage 1 wrote.
         ckpt: Encoder that is to embed the region (stages 3 and 5): a path, or a file name in --model_path.
         model_path: Folder of checkpoints.

@@ -37,7 +37,7 @@ class PreprocessingConfig:
     """Stage 1: cut one image patch per areal unit out of one or several scenes.
 
     Args:
-        input_tif_path: One or several scenes: GeoTIFF, VRT or whatever GDAL reads; any CRS, bands and type.
+        input_tif_path: One or several scenes: GeoTIFF, VRT, JPEG 2000, ...; any CRS, bands and type; other formats with --allow_remote.
         output_tif_dir: Folder under which <region>/<tag>_<year>/ is written.
         region: Name of the city or area.
         shp_path: Areal units (GeoPackage, Shapefile, GeoJSON) with an id column and a CRS; points for --mode points.
@@ -55,6 +55,7 @@ class PreprocessingConfig:
         nodata: Value that marks missing pixels, besides the one that a scene declares.
         workers: Processes that cut patches; 0 takes one per core.
         dask: Address of a dask scheduler, tcp://host:port, whose workers cut the patches instead; they must see the same folders.
+        allow_remote: Also read scenes of any format that GDAL knows, by any of its names, and what they refer to outside their folder, on servers too; Python in a VRT never runs.
     """
 
     input_tif_path: list[str]
@@ -75,6 +76,7 @@ class PreprocessingConfig:
     nodata: float | None = None
     workers: int = 0
     dask: str | None = None
+    allow_remote: bool = False
 
     def __post_init__(self) -> None:
         require(self.size > 0, "size", self.size, "a number of pixels above 0")
@@ -242,6 +244,7 @@ class MapConfig:
         scene_path: Scene to show; its first three bands as red, green, blue.
         output_path: Picture to write: PNG, PDF or SVG by its suffix.
         id_column: Column of the unit ids; default GEOID20, GEOID or geocode, whichever is there.
+        allow_remote: Also read scenes of any format that GDAL knows, by any of its names, and what they refer to outside their folder, on servers too; Python in a VRT never runs.
     """
 
     predictions_path: str
@@ -249,6 +252,7 @@ class MapConfig:
     scene_path: str
     output_path: str
     id_column: str | None = None
+    allow_remote: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

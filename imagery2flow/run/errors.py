@@ -11,6 +11,8 @@ from collections.abc import Iterable
 
 EXAMPLES_SHOWN = 5
 LONGEST_SHOWN = 200  # characters of one value in a message
+# What the system says of a path that it cannot use: no permission, a ring of links, a name too long, a file for a folder or the other way round.
+BAD_PATH = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR}
 FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # what the system says where no more can be written
 
 
@@ -61,6 +63,11 @@ def first_sentence(error: BaseException) -> str:
     """What a library says of an error, up to its first full stop: a message of ours is one sentence."""
     text = " ".join(str(error).split()).removeprefix("Error tokenizing data. ") or type(error).__name__
     return shortened(text.split(". ")[0].rstrip("."))
+
+
+def as_clause(error: BaseException) -> str:
+    """All that a library says of an error, as a part of one sentence."""
+    return " ".join(str(error).split()).rstrip(".").replace(". ", "; ") or type(error).__name__
 
 
 class Faults:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import json
@@ -10,13 +11,15 @@ import os
 import platform
 import secrets
 import shutil
+import warnings
+import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from imagery2flow.run.errors import InputError, MissingInputError, first_sentence, shown
+from imagery2flow.run.errors import InputError, MissingInputError, TableError, as_clause, first_sentence, shortened, shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
 
 MISSING_NUMBERS = ["", "NA", "N/A", "n/a", "NaN", "nan", "NULL", "null", "None", "#N/A"]
 TABLE_SUFFIXES = (".csv", ".csv.gz", ".parquet")
+LARGEST_UNPACKED_BYTES = 1 << 30  # below it, a gzipped table may unpack to any share of its size
+MOST_UNPACKED_SHARE = 100  # tables of ids and numbers reach 5 to 40
 
 
 @contextmanager
@@ -119,7 +124,10 @@ def load_tensors(path: Path, what: str, writer: str = "this project") -> dict[st
 
     existing_file(path, what)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        refuse_damaged_archive(path)
+        with warnings.catch_warnings():  # of the pickles of others
+            warnings.simplefilter("ignore")
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged archive raises a dozen classes, depending on which byte is wrong
         raise InputError(
             f"{what} {path} cannot be read as a file of weights ({first_sentence(error)}); name one that {writer} wrote"
@@ -127,6 +135,19 @@ def load_tensors(path: Path, what: str, writer: str = "this project") -> dict[st
     if not isinstance(content, dict):
         raise InputError(f"{what} {path} holds a {type(content).__name__} instead of named tensors; name a file that {writer} wrote")
     return content
+
+
+def refuse_damaged_archive(path: Path) -> None:
+    """Refuses a file of tensors whose content is not what its checksums say: torch does not look, and would take other weights for these.
+
+    Raises:
+        BadZipFile: A part is damaged.
+    """
+    if zipfile.is_zipfile(path):  # files of torch before 1.6 are none, and have no checksums
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise zipfile.BadZipFile(f"the checksum of {damaged} is another")
 
 
 def existing_file(path: str | Path, what: str) -> Path:
@@ -153,7 +174,7 @@ def read_table(path: str | Path, what: str, text_columns: Iterable[str | int]) -
 
     Raises:
         MissingInputError: There is no such file.
-        InputError: The suffix is unknown, or the file cannot be parsed.
+        InputError: The suffix is unknown, the file cannot be parsed, or a column is there twice.
     """
     import pandas as pd
 
@@ -161,10 +182,12 @@ def read_table(path: str | Path, what: str, text_columns: Iterable[str | int]) -
     if not path.name.endswith(TABLE_SUFFIXES):
         raise InputError(f"{what} {path} has an unknown suffix; name a file that ends in {', '.join(TABLE_SUFFIXES)}")
     try:
+        refuse_bomb(path, what)
+        refuse_repeated(read_header(path), f"{what} {path}")
         if path.name.endswith(".parquet"):
             table = pd.read_parquet(path)
             check_encoding(table)
-            return with_text_ids(table, text_columns, f"{what} {path}")
+            return with_text_ids(plain_columns(table), text_columns, f"{what} {path}")
         columns = pd.read_csv(path, nrows=0).columns
         ids = {columns[name] if isinstance(name, int) else name for name in text_columns if name != 0 or len(columns)}
         # "NA" is missing as a number, but an id may be NA: of ids only the empty cell is missing.
@@ -174,7 +197,7 @@ def read_table(path: str | Path, what: str, text_columns: Iterable[str | int]) -
         raise
     except Exception as error:  # damaged archives and Parquet files raise a dozen classes, depending on which byte is wrong
         raise InputError(
-            f"{what} {path} cannot be parsed as a table ({first_sentence(error)}); check that it is a CSV or Parquet file"
+            f"{what} {path} cannot be parsed as a table ({shortened(as_clause(error))}); check that it is a CSV or Parquet file"
         ) from error
 
 
@@ -231,14 +254,55 @@ def read_json(path: Path, what: str, remedy: str) -> dict[str, Any]:
     return content
 
 
+def plain_columns(table: pd.DataFrame) -> pd.DataFrame:
+    """The same table with columns of categories as columns of what these are."""
+    import pandas as pd
+
+    categories = {name: column.cat.categories.dtype for name, column in table.items() if isinstance(column.dtype, pd.CategoricalDtype)}
+    return table.astype(categories)
+
+
 def read_header(path: str | Path) -> list[str]:
     """Names of a table's columns as they stand in the file, repeated and empty ones too, which pandas renames."""
     import pandas as pd
 
     if Path(path).name.endswith(".parquet"):
-        return [str(name) for name in pd.read_parquet(path).columns]
+        import pyarrow.parquet
+
+        return [str(name) for name in pyarrow.parquet.read_schema(path).names]
     row = pd.read_csv(path, header=None, nrows=1, dtype="str", keep_default_na=False)
     return [str(name) for name in row.iloc[0]]
+
+
+def refuse_bomb(path: Path, what: str) -> None:
+    """Refuses a gzipped table that unpacks to what no table of its size does, before memory is taken for it.
+
+    Raises:
+        InputError: It does.
+        OSError: It is no gzip file, or damaged.
+    """
+    if path.suffix != ".gz":
+        return
+    limit = max(LARGEST_UNPACKED_BYTES, MOST_UNPACKED_SHARE * path.stat().st_size)
+    with gzip.open(path) as stream:
+        unpacked_bytes = 0
+        while block := stream.read(1 << 20):
+            unpacked_bytes += len(block)
+            if unpacked_bytes > limit:
+                raise InputError(
+                    f"{what} {path} unpacks to more than {limit:,} bytes, which no table of its size does; unpack it, and name the file"
+                )
+
+
+def refuse_repeated(names: list[str], where: str) -> None:
+    """Refuses columns of one name, of which pandas would rename the second, so that nobody would know which one counts.
+
+    Raises:
+        TableError: There are some.
+    """
+    repeated = sorted({name for name in names if name and names.count(name) > 1})
+    if repeated:
+        raise TableError(f"{where}: {len(repeated)} names stand above more than one column ({shown(repeated)}); keep one column each")
 
 
 def untrained_path(path: str | Path) -> Path:

@@ -15,6 +15,7 @@ class LandCoverConfig:
         output_path: Table to write, CSV or Parquet: geocode, class_<code> in m2 for every class, nodata_m2.
         id_column: Column of the unit ids; default GEOID20, GEOID or geocode, whichever is there.
         raster_nodata: Code that means no class, besides the one that a raster declares.
+        allow_remote: Also read rasters of any format that GDAL knows, by any of its names, and what they refer to outside their folder, on servers too; Python in a VRT never runs.
     """
 
     units_path: str
@@ -22,3 +23,4 @@ class LandCoverConfig:
     output_path: str
     id_column: str | None = None
     raster_nodata: int | None = None
+    allow_remote: bool = False

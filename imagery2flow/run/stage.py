@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from imagery2flow.run.errors import FULL_DISK, InputError, first_sentence, shown
+from imagery2flow.run.errors import BAD_PATH, FULL_DISK, InputError, first_sentence, shown
 from imagery2flow.run.files import sha256, write_json
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -92,12 +92,17 @@ def run_stage(stage: str, config: Config, work: Callable[[Config, Ledger], Path 
         print(f"{stage}: error: {error}", file=sys.stderr)
         return STATUS_INPUT_ERROR
     except OSError as error:
-        if error.errno not in FULL_DISK:
+        if error.errno not in FULL_DISK | BAD_PATH:
             raise
-        print(
-            f"{stage}: error: a disk is full ({first_sentence(error)}); make room, or name another folder, and run the same command again",
-            file=sys.stderr,
-        )
+        if error.errno in FULL_DISK:
+            problem = f"a disk is full ({first_sentence(error)}); make room, or name another folder, and run the same command again"
+        else:
+            problem = f"the system cannot use a path ({first_sentence(error)}); check its name, its links and its permissions"
+        print(f"{stage}: error: {problem}", file=sys.stderr)
+        return STATUS_INPUT_ERROR
+    except MemoryError as error:
+        problem = f"memory does not suffice ({first_sentence(error)}); check that the sizes in the input are true, or take a larger machine"
+        print(f"{stage}: error: {problem}", file=sys.stderr)
         return STATUS_INPUT_ERROR
     except KeyboardInterrupt:
         ledger.say("stopped by Ctrl-C")

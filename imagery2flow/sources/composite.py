@@ -35,6 +35,7 @@ from tqdm import tqdm
 from imagery2flow.run.acquire_config import TILE_PIXELS, AcquireConfig
 from imagery2flow.run.errors import InputError
 from imagery2flow.run.files import replacing, replacing_by_gdal, write_table
+from imagery2flow.run.geofiles import open_raster
 from imagery2flow.run.stage import Ledger
 from imagery2flow.sources.stac import (
     DEGREES,
@@ -69,7 +70,7 @@ def check_imagery(units: gpd.GeoDataFrame | None, config: AcquireConfig) -> None
         return
     remedy = "remove that file, name another --region, or leave imagery out of --what"
     try:
-        with rasterio.open(path) as dataset:
+        with open_raster(path, "imagery", allow_remote=None) as dataset:
             made_with, covered = dataset.tags().get(SETTINGS_TAG), shapely.box(*dataset.bounds).buffer(dataset.res[0])
             bounds = None if units is None or dataset.crs is None else units.to_crs(dataset.crs).total_bounds
     except rasterio.errors.RasterioError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,10 +10,9 @@ import pandas as pd
 
 from imagery2flow.run.acquire_config import AcquireConfig
 from imagery2flow.run.errors import InputError, first_sentence, shown
+from imagery2flow.run.geofiles import zipped_name
 from imagery2flow.run.stage import Ledger
 from imagery2flow.sources.download import Downloader, Remote
-
-LARGEST_UNPACKED_BYTES = 1 << 30  # of what an archive says that it holds; the largest state's tracts are a tenth of it
 
 
 def tract_files(counties: Sequence[str], config: AcquireConfig, addresses: dict[str, str]) -> list[Remote]:
@@ -106,15 +104,7 @@ def read_archive(path: Path, remote: Remote) -> gpd.GeoDataFrame:
         InputError: The archive is damaged, unpacks to far more than it should, or holds not one shapefile.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
-            shapefiles = [name for name in archive.namelist() if name.endswith(".shp")]
-            unpacked_bytes = sum(entry.file_size for entry in archive.infolist())
-        if len(shapefiles) != 1:
-            raise ValueError(f"it holds {len(shapefiles)} shapefiles")
-        if unpacked_bytes > LARGEST_UNPACKED_BYTES:
-            raise ValueError(f"it unpacks to {unpacked_bytes:,} bytes")
-        # GDAL reads inside the archive: nothing is written, whatever paths the archive names.
-        return gpd.read_file(f"/vsizip/{{{path.absolute()}}}/{shapefiles[0]}")
+        return gpd.read_file(zipped_name(path))
     except Exception as error:  # zipfile, pyogrio and GDAL raise a dozen classes, depending on which byte is wrong
         raise InputError(
             f"{remote.what} from {remote.address} cannot be read as an archive of a shapefile ({first_sentence(error)}); run the same command again, "

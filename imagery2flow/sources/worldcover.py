@@ -12,12 +12,12 @@ from pathlib import Path
 import geopandas as gpd
 import numpy as np
 import pandas as pd
-import rasterio
 import shapely
 from rasterio.errors import RasterioIOError
 
 from imagery2flow.run.acquire_config import AcquireConfig
 from imagery2flow.run.errors import InputError, first_sentence, shown
+from imagery2flow.run.geofiles import open_raster
 from imagery2flow.run.stage import Ledger
 from imagery2flow.sources.download import AbsentError, Downloader, Remote
 
@@ -100,7 +100,7 @@ def checked(path: Path, remote: Remote, downloader: Downloader) -> Path:
         InputError: It is none.
     """
     try:
-        rasterio.open(path).close()
+        open_raster(path, "tile", allow_remote=None).close()
     except RasterioIOError as error:
         downloader.forget(remote)
         raise InputError(

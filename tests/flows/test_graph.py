@@ -149,7 +149,7 @@ def test_a_square_table_is_read_by_its_ids(tmp_path, ledger, corner):
 @pytest.mark.parametrize(
     ("header", "sentence"),
     [
-        ("id,0101,0102,0102", r"header: 1 ids occur more than once \(0102\); keep one column each"),
+        ("id,0101,0102,0102", r"1 names stand above more than one column \(0102\); keep one column each"),
         ("id,0101,,0103", "header: 1 ids are empty; give every column the id of its unit"),
     ],
 )

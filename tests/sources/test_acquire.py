@@ -13,8 +13,8 @@ import pytest
 from imagery2flow.__main__ import main
 from imagery2flow.flows.table import read_flows
 from imagery2flow.imagery.units import read_units
+from imagery2flow.run import geofiles
 from imagery2flow.run.stage import Ledger
-from imagery2flow.sources import tiger
 from tests.sources.conftest import BESIDE, FLOWS, LAND, RESIDENTS, ROWS, WATER, Fault, lodes_csv, population_csv, publish_flows, tract_zip
 
 COUNTIES = "--state_county 13285 01017"
@@ -289,7 +289,7 @@ def test_paths_of_an_archive_do_not_escape(public, tmp_path):
 
 
 def test_an_archive_that_unpacks_to_far_more_than_tracts_is_not_read(public, capsys, monkeypatch):
-    monkeypatch.setattr(tiger, "LARGEST_UNPACKED_BYTES", 1_000_000)
+    monkeypatch.setattr(geofiles, "LARGEST_UNPACKED_BYTES", 1_000_000)
     good = public.files["/2020/01.zip"]
     content = io.BytesIO(good)
     with zipfile.ZipFile(content, "a", zipfile.ZIP_DEFLATED) as archive:
