@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 EXAMPLES_SHOWN = 5
 FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # what the system says where no more can be written
+NOT_PERMITTED = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 class InputError(ValueError):
@@ -45,6 +46,11 @@ def first_sentence(error: BaseException) -> str:
     """What a library says of an error, up to its first full stop: a message of ours is one sentence."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text.split(". ")[0].rstrip(".")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device had no room: torch's error, by its name, because torch is not imported here."""
+    return any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__)
 
 
 class Faults:

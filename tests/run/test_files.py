@@ -1,7 +1,6 @@
 import json
 import os
 import pickle
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,6 @@ from imagery2flow.run.files import (
     TableWriter,
     check_table_suffix,
     existing_file,
-    filling,
     load_tensors,
     read_table,
     replacing,
@@ -244,43 +242,3 @@ def test_json_holds_no_number_that_strict_readers_refuse(tmp_path):
     write_json(path, {"a": [1.5, float("nan"), np.float64("nan")], "b": {"c": float("inf")}, "d": (-np.inf, None, True)})
     content = json.loads(path.read_text(), parse_constant=pytest.fail)
     assert content == {"a": [1.5, None, None], "b": {"c": "inf"}, "d": ["-inf", None, True]}
-
-
-def test_a_folder_is_filled_without_the_half_files_of_killed_processes_and_its_last_file_comes_last(tmp_path, monkeypatch):
-    moved = []
-    replace = Path.replace
-    (tmp_path / "out").mkdir()
-    with filling(tmp_path / "out", last="a.csv") as temporary:
-        for name in ("a.csv", "b.tif", ".c.tif.machine.1.tif"):
-            (temporary / name).touch()
-        monkeypatch.setattr(Path, "replace", lambda path, target: moved.append(path.name) or replace(path, target))
-    assert names(tmp_path / "out") == ["a.csv", "b.tif"]
-    assert moved[:2] == ["b.tif", "a.csv"]
-    assert names(tmp_path) == ["out"]
-
-
-def test_a_folder_that_is_not_there_yet_comes_at_once_with_everything_in_it_and_everybody_may_read_it(tmp_path):
-    with filling(tmp_path / "deep" / "out", last="a.csv") as temporary:
-        for name in ("a.csv", "b.tif", ".c.tif.machine.1.tif"):
-            (temporary / name).touch()
-        assert not (tmp_path / "deep").exists()
-    assert names(tmp_path / "deep" / "out") == ["a.csv", "b.tif"]
-    assert names(tmp_path) == ["deep"]
-    assert (tmp_path / "deep" / "out").stat().st_mode == tmp_path.joinpath("deep").stat().st_mode
-
-
-def test_who_still_writes_does_not_bring_an_abandoned_folder_back(tmp_path, monkeypatch):
-    remove = shutil.rmtree
-
-    def remove_while_another_writes(path: Path, **how) -> None:
-        with pytest.raises(FileNotFoundError):
-            (folders[0] / "late.tif").touch()
-        remove(path, **how)
-
-    monkeypatch.setattr(shutil, "rmtree", remove_while_another_writes)
-    folders = []
-    with pytest.raises(ValueError), filling(tmp_path / "out", last="a.csv") as temporary:
-        folders.append(temporary)
-        (temporary / "b.tif").touch()
-        raise ValueError
-    assert names(tmp_path) == []
