@@ -13,6 +13,7 @@ import math
 import os
 import platform
 import re
+import shutil
 import sys
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -145,11 +146,13 @@ def save_tensors(path: Path, content: dict[str, Any]) -> None:
 
 
 def unshared(content: Any) -> Any:
-    """The same content in new containers with one copy of each text: pickle writes whether two are one object, which loading changes."""
+    """The same content on the CPU, in new containers, with one copy of each text: pickle writes whether two are one object, which loading changes."""
     if isinstance(content, dict):
         return {unshared(key): unshared(value) for key, value in content.items()}
     if isinstance(content, list | tuple):
         return type(content)([unshared(value) for value in content])
+    if hasattr(content, "detach"):  # a tensor; torch is not imported here
+        return content.detach().cpu()
     return sys.intern(str(content)) if isinstance(content, str) else content
 
 
@@ -164,7 +167,7 @@ def add_to_hash(found: Any, content: Any) -> None:
     """Feeds content to a hash, with what tells one structure from another."""
     import numpy as np
 
-    if hasattr(content, "detach"):  # a tensor; torch is not imported here
+    if hasattr(content, "detach"):
         content = content.detach().cpu().numpy()
     if isinstance(content, np.generic):
         content = content.item()
@@ -331,6 +334,16 @@ def write_table(path: Path, table: pd.DataFrame, index: bool = False) -> None:
             table.to_parquet(temporary, index=index)
         else:
             table.to_csv(temporary, index=index)
+
+
+def give_second_name(path: Path, other: Path) -> None:
+    """Lets ``other`` name the same file as ``path``, which costs nothing; a copy where the file system has no such thing."""
+    with replacing(other) as temporary:
+        temporary.unlink(missing_ok=True)
+        try:
+            os.link(path, temporary)
+        except OSError:
+            shutil.copyfile(path, temporary)
 
 
 class TableWriter:

@@ -11,7 +11,7 @@ import torch
 
 from imagery2flow.encoder import embeddings
 from imagery2flow.encoder.checkpoint import load_encoder
-from imagery2flow.encoder.embeddings import EmbeddingJob, embed_chunk, make_embeddings
+from imagery2flow.encoder.embeddings import EmbeddingJob, embed_and_keep, embed_chunk, make_embeddings
 from imagery2flow.encoder.features import embed
 from imagery2flow.imagery.patch_files import PatchFiles, find_patches, load_patches
 from imagery2flow.imagery.pyramid import build_pyramid
@@ -125,6 +125,7 @@ def test_own_statistics_make_the_vectors_blind_to_the_scale(trained, tmp_path, l
 def test_an_unfinished_encoder_is_named(trained, folder, tmp_path, ledger):
     content = torch.load(trained.checkpoint, weights_only=True)
     content["config"]["total_epoch"] = 9
+    del content["sha256"]
     torch.save(content, tmp_path / "unfinished.pth")
     config = EmbeddingConfig(
         data_path=str(folder), output_path=str(tmp_path / "out.csv"), ckpt="unfinished.pth", model_path=str(tmp_path), device="cpu"
@@ -191,11 +192,11 @@ def test_chunks_hold_every_patch_once_in_order(num_pixels, workers, sizes, tmp_p
     assert [len(chunk.paths) for chunk in chunks] == [len(chunk.num_pixels) for chunk in chunks] == sizes
 
 
-def killed_half_way(job, chunk):
+def killed_half_way(job, chunk_and_path):
     """Embeds patches, but the process that is the first to reach patch 00003 is killed when it has done so."""
     marker = Path(job.config.output_path).with_suffix(".killed")
-    found = embed_chunk(job, chunk)
-    if "00003" in chunk.paths and not marker.exists():
+    found = embed_and_keep(job, chunk_and_path)
+    if "00003" in chunk_and_path[0].paths and not marker.exists():
         marker.touch()
         os.kill(os.getpid(), signal.SIGKILL)
     return found
@@ -204,7 +205,7 @@ def killed_half_way(job, chunk):
 @pytest.mark.parametrize("where", ["processes", "cluster"])
 def test_a_killed_process_loses_no_vector_and_doubles_none(trained, folder, tmp_path, ledger, monkeypatch, request, where):
     alone = make_table(trained, folder, tmp_path / "alone.csv", ledger)
-    monkeypatch.setattr(embeddings, "embed_chunk", killed_half_way)
+    monkeypatch.setattr(embeddings, "embed_and_keep", killed_half_way)
     dask = request.getfixturevalue("cluster").scheduler_address if where == "cluster" else None
     together = make_table(trained, folder, tmp_path / "together.csv", ledger, workers=2, dask=dask)
     assert (tmp_path / "together.killed").exists()

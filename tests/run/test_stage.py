@@ -121,10 +121,10 @@ def test_work_that_keeps_what_is_finished_ends_where_it_stands_on_sigterm(tmp_pa
 
 def test_a_stage_stopped_by_sigterm_returns_143(tmp_path, capsys):
     def work(config: Settings, ledger: Ledger) -> Path:
-        raise Terminated("a.pth holds epoch 3; continue with --resume")
+        raise Terminated("a.pth holds epoch 3; the same command goes on")
 
     assert run_stage("train", Settings(folder=str(tmp_path)), work) == 143
-    assert capsys.readouterr().err == "[train] stopped by SIGTERM: a.pth holds epoch 3; continue with --resume\n"
+    assert capsys.readouterr().err == "[train] stopped by SIGTERM: a.pth holds epoch 3; the same command goes on\n"
 
 
 def test_only_the_first_process_writes_and_speaks(tmp_path, capsys, monkeypatch):
