@@ -1,0 +1,98 @@
+"""Runs stages in forked processes, and kills them where it is asked to: what they import is imported once, so that a moment falls into their work.
+
+Reads a line of JSON per run from standard input and answers with one on standard output.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import mmap
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+WRITING = os.O_WRONLY | os.O_RDWR
+CHANGES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link", "os.truncate"}
+SMALL = {"imagery2flow.encoder.embeddings": {"PIXELS_PER_CHUNK": 4096, "PATCHES_PER_CHUNK": 8}}  # several chunks
+SMALL |= {"imagery2flow.flows.fitting": {"CHECKPOINT_EVERY_S": 0.0}, "imagery2flow.imagery.cutting": {"SMALLEST_CHUNK": 4}}
+MODULES = [
+    "img_preprocessing",
+    "train_img_encoder",
+    "get_img_embedding",
+    "train_ODPrediction",
+    "test_ODPrediction",
+    "imagery2flow.__main__",
+]
+WORK = [
+    "encoder.training",
+    "flows.training",
+    "flows.prediction",
+    "imagery.patches",
+    "figures.results",
+    "sources.synthetic",
+    "encoder.trainer",
+]
+
+
+def count_changes(counter: mmap.mmap, kill_at: int | None) -> None:
+    """Counts what this process changes in its folder, and kills it before change number ``kill_at``, in the middle of a file where it is one."""
+    place, process = str(Path.cwd()), os.getpid()
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        is_change = event in CHANGES or (event == "open" and isinstance(arguments[2], int) and bool(arguments[2] & WRITING))
+        if not is_change or os.getpid() != process or not isinstance(arguments[0], str | os.PathLike):
+            return
+        if not os.path.abspath(arguments[0]).startswith(place):  # noqa: PTH100
+            return
+        number = int.from_bytes(counter[:8], "little") + 1
+        counter[:8] = number.to_bytes(8, "little")
+        if number == kill_at:
+            source = Path(arguments[0])
+            if event == "os.rename" and source.is_file() and source.name.startswith("."):
+                with source.open("r+b") as half:  # as it is while it is being written
+                    half.truncate(source.stat().st_size // 2)
+            os.kill(process, signal.SIGKILL)
+
+    sys.addaudithook(hook)
+
+
+def work(request: dict[str, Any], counter: mmap.mmap) -> int:
+    """The forked process: one stage."""
+    os.chdir(request["folder"])
+    with open(request["log"], "ab") as log:  # noqa: PTH123
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    count_changes(counter, request.get("kill_at"))
+    return sys.modules[request["module"]].main(request["flags"])
+
+
+def answer(request: dict[str, Any]) -> dict[str, Any]:
+    """Runs and perhaps kills a stage."""
+    counter, started = mmap.mmap(-1, 8), time.monotonic()
+    process = os.fork()
+    if process == 0:
+        status = 70
+        try:
+            status = work(request, counter)
+        finally:
+            sys.stdout.flush()
+            os._exit(status)
+    if request.get("kill_after_s") is not None:
+        time.sleep(request["kill_after_s"])
+        os.kill(process, signal.SIGKILL)
+    _, status = os.waitpid(process, 0)
+    seconds = time.monotonic() - started
+    return {"status": os.waitstatus_to_exitcode(status), "seconds": seconds, "changes": int.from_bytes(counter[:8], "little")}
+
+
+if __name__ == "__main__":
+    for name in (*MODULES, *(f"imagery2flow.{name}" for name in WORK)):
+        importlib.import_module(name)
+    for name, values in SMALL.items():
+        vars(sys.modules[name]).update(values)
+    for line in sys.stdin:
+        print(json.dumps(answer(json.loads(line))), flush=True)
