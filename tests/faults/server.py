@@ -9,9 +9,13 @@ import importlib
 import json
 import mmap
 import os
+import resource
+import shutil
 import signal
 import sys
+import threading
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +38,11 @@ WORK = [
     "imagery.patches",
     "figures.results",
     "sources.synthetic",
-    "encoder.trainer",
+    "encoder.embeddings",
 ]
 
 
-def count_changes(counter: mmap.mmap, kill_at: int | None) -> None:
+def count_changes(counter: mmap.mmap, kill_at: int | None, how: signal.Signals) -> None:
     """Counts what this process changes in its folder, and kills it before change number ``kill_at``, in the middle of a file where it is one."""
     place, process = str(Path.cwd()), os.getpid()
 
@@ -52,40 +56,55 @@ def count_changes(counter: mmap.mmap, kill_at: int | None) -> None:
         counter[:8] = number.to_bytes(8, "little")
         if number == kill_at:
             source = Path(arguments[0])
-            if event == "os.rename" and source.is_file() and source.name.startswith("."):
+            if how == signal.SIGKILL and event == "os.rename" and source.is_file() and source.name.startswith("."):
                 with source.open("r+b") as half:  # as it is while it is being written
                     half.truncate(source.stat().st_size // 2)
-            os.kill(process, signal.SIGKILL)
+            os.kill(process, how)
 
     sys.addaudithook(hook)
 
 
-def work(request: dict[str, Any], counter: mmap.mmap) -> int:
+def work(request: dict[str, Any], counter: mmap.mmap, said: int) -> int:
     """The forked process: one stage."""
     os.chdir(request["folder"])
-    with open(request["log"], "ab") as log:  # noqa: PTH123
-        os.dup2(log.fileno(), 1)
-        os.dup2(log.fileno(), 2)
-    count_changes(counter, request.get("kill_at"))
+    os.dup2(said, 1)
+    os.dup2(said, 2)
+    count_changes(counter, request.get("kill_at"), signal.Signals[request.get("signal", "SIGKILL")])
+    if "file_limit" in request:  # standard output has its own file, which would be full too
+        resource.setrlimit(resource.RLIMIT_FSIZE, (request["file_limit"], resource.RLIM_INFINITY))
     return sys.modules[request["module"]].main(request["flags"])
+
+
+def write_down(listen: int, log: Path) -> None:
+    """Adds to a file what a process says, until it ends."""
+    with os.fdopen(listen, "rb") as stream, log.open("ab") as file:
+        shutil.copyfileobj(stream, file)
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
     """Runs and perhaps kills a stage."""
     counter, started = mmap.mmap(-1, 8), time.monotonic()
+    listen, said = os.pipe()  # no file: a full disk would silence it
     process = os.fork()
     if process == 0:
         status = 70
         try:
-            status = work(request, counter)
+            status = work(request, counter, said)
+        except BaseException:
+            traceback.print_exc()
         finally:
             sys.stdout.flush()
+            sys.stderr.flush()
             os._exit(status)
+    os.close(said)
+    listener = threading.Thread(target=write_down, args=(listen, Path(request["log"])))
+    listener.start()
     if request.get("kill_after_s") is not None:
         time.sleep(request["kill_after_s"])
         os.kill(process, signal.SIGKILL)
     _, status = os.waitpid(process, 0)
     seconds = time.monotonic() - started
+    listener.join()
     return {"status": os.waitstatus_to_exitcode(status), "seconds": seconds, "changes": int.from_bytes(counter[:8], "little")}
 
 
