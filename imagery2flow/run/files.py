@@ -338,6 +338,8 @@ def write_table(path: Path, table: pd.DataFrame, index: bool = False) -> None:
 
 def give_second_name(path: Path, other: Path) -> None:
     """Lets ``other`` name the same file as ``path``, which costs nothing; a copy where the file system has no such thing."""
+    if other.is_file() and other.samefile(path):
+        return  # a rename of one name of a file to another of it would do nothing, and leave the temporary one
     with replacing(other) as temporary:
         temporary.unlink(missing_ok=True)
         try:

@@ -56,7 +56,13 @@ def count_changes(counter: mmap.mmap, kill_at: int | None, how: signal.Signals) 
         counter[:8] = number.to_bytes(8, "little")
         if number == kill_at:
             source = Path(arguments[0])
-            if how == signal.SIGKILL and event == "os.rename" and source.is_file() and source.name.startswith("."):
+            if (
+                how == signal.SIGKILL
+                and event == "os.rename"
+                and source.is_file()
+                and source.name.startswith(".")
+                and source.stat().st_nlink == 1
+            ):
                 with source.open("r+b") as half:  # as it is while it is being written
                     half.truncate(source.stat().st_size // 2)
             os.kill(process, how)

@@ -13,7 +13,9 @@ from imagery2flow.run.errors import InputError, MissingInputError
 from imagery2flow.run.files import (
     TableWriter,
     check_table_suffix,
+    content_hash,
     existing_file,
+    give_second_name,
     load_tensors,
     read_table,
     replacing,
@@ -242,3 +244,30 @@ def test_json_holds_no_number_that_strict_readers_refuse(tmp_path):
     write_json(path, {"a": [1.5, float("nan"), np.float64("nan")], "b": {"c": float("inf")}, "d": (-np.inf, None, True)})
     content = json.loads(path.read_text(), parse_constant=pytest.fail)
     assert content == {"a": [1.5, None, None], "b": {"c": "inf"}, "d": ["-inf", None, True]}
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_a_second_name_holds_the_same_whatever_becomes_of_the_first(tmp_path, monkeypatch, has_links):
+    def refuse(*_):
+        raise PermissionError
+
+    if not has_links:
+        monkeypatch.setattr(os, "link", refuse)
+    first, second = tmp_path / "a", tmp_path / "b"
+    first.write_text("one")
+    second.write_text("before")
+    for _ in range(2):  # a second time nothing is to be done, and nothing is left behind
+        give_second_name(first, second)
+        assert (names(tmp_path), second.read_text()) == (["a", "b"], "one")
+    with replacing(first) as temporary:
+        temporary.write_text("two")
+    assert second.read_text() == "one"
+
+
+def test_equal_content_has_one_hash_and_other_content_another():
+    content = {"a": [1, 2.5, None, "x"], "b": torch.arange(4.0), "c": (np.int64(3), b"y", True)}
+    same = {"c": [3, b"y", True], "b": np.arange(4, dtype=np.float32), "a": (1, 2.5, None, "x")}
+    assert content_hash(content) == content_hash(same)
+    others = [{**content, "a": [1, 2.5, None, "y"]}, {**content, "b": torch.arange(4.0).view(2, 2)}, {**content, "b": torch.arange(4)}]
+    others += [{**content, "c": (3, b"y", 1)}, {**content, "a": [[1, 2.5], None, "x"]}, {**content, "b": torch.tensor([0.0, 1, 2, 4])}]
+    assert len({content_hash(other) for other in [content, *others]}) == 7
