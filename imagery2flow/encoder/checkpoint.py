@@ -19,8 +19,8 @@ from torch import nn
 from imagery2flow.encoder.backbones import build_backbone
 from imagery2flow.imagery.patchset import Normalisation
 from imagery2flow.run.errors import BandError, InputError, MissingInputError
-from imagery2flow.run.files import content_hash, load_tensors, save_tensors, unshared
-from imagery2flow.run.stage import Ledger
+from imagery2flow.run.files import content_hash, give_second_name, load_tensors, save_tensors, unshared
+from imagery2flow.run.stage import Ledger, is_first_process
 
 FORMAT = "imagery2flow-encoder-1"
 
@@ -96,7 +96,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def load_newest(path: Path, ledger: Ledger) -> dict[str, Any] | None:
-    """Reads a run's newest checkpoint, or with a warning the one before it where that is damaged; None where there is none.
+    """Reads a run's newest checkpoint, or with a warning the one before it, which then takes its place, where that is damaged; None where there is none.
 
     Raises:
         InputError: None of them can be used.
@@ -109,7 +109,10 @@ def load_newest(path: Path, ledger: Ledger) -> dict[str, Any] | None:
         if not previous_path(path).is_file():
             raise InputError(f"{error}; or train anew with --resume false") from error
         ledger.note(f"warning: {error}; going on from {previous_path(path)}")
-        return load_checkpoint(previous_path(path))
+        content = load_checkpoint(previous_path(path))
+        if is_first_process():
+            give_second_name(previous_path(path), path)
+        return content
 
 
 def find_checkpoint(ckpt: str | None, model_path: str, name: str) -> Path:

@@ -112,6 +112,7 @@ class Trainer:
         self.sums = torch.tensor([content["sums"][name] for name in SUMS], device=self.fabric.device)
         self.is_between_epochs = self.step == 0
         self.keep_best()
+        self.write_metrics()  # a run that was killed may have been so just before it
         if self.epoch == self.config.total_epoch:
             self.ledger.note(f"{self.path} is trained to its end with these settings; --resume false trains it anew")
         else:
@@ -291,9 +292,12 @@ class Trainer:
         save_checkpoint(self.path, model, self.optimizer, self.config, position, self.normalisation)
         self.is_between_epochs = self.step == 0
         self.keep_best()
-        if not self.history:
-            return
-        write_table(metrics_path(self.config), pd.DataFrame(self.history))
+        self.write_metrics()
+
+    def write_metrics(self) -> None:
+        """Writes the history of the epochs (first process only)."""
+        if self.history and self.fabric.is_global_zero:
+            write_table(metrics_path(self.config), pd.DataFrame(self.history))
 
     def keep_best(self) -> None:
         """Keeps the newest checkpoint as that of the lowest loss, if it is (first process only)."""

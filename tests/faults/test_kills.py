@@ -144,6 +144,7 @@ def kill_and_compare(server: Server, stage: str, folder: Path, num_trials: int, 
         assert sorted(found) == sorted(whole.files), kill
         assert [name for name in found if found[name] != whole.files[name]] == [], kill
         shutil.rmtree(place)
+        print(f"stage {stage}, {workers} worker(s), trial {trial}: {kill}, {told}", flush=True)
     return told
 
 
@@ -157,6 +158,5 @@ def test_a_killed_stage_ends_as_if_nothing_had_happened(server, tmp_path, stage)
 @pytest.mark.parametrize(("stage", "workers"), [*((stage, 1) for stage in STAGES), ("1", 2)])
 def test_a_stage_killed_at_twenty_moments_ends_as_if_nothing_had_happened(server, tmp_path, stage, workers):
     told = kill_and_compare(server, stage, tmp_path, 20, workers)
-    print(f"stage {stage}, {workers} worker(s): {told}")
     assert told["kills"] >= 15
     assert stage == "5" or told["continued"] >= 5
