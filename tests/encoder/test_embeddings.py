@@ -238,3 +238,44 @@ def test_a_batch_that_a_gpu_has_no_room_for_is_halved(trained, folder, ledger):
     asked.clear()
     with pytest.raises(torch.cuda.OutOfMemoryError):
         embed(lambda views: small(views.repeat(3, 1, 1, 1)), pyramid, record.view_size, 1)
+
+
+def test_a_stopped_run_embeds_only_what_is_not_done_and_damaged_chunks_again(trained, folder, tmp_path, ledger, monkeypatch):
+    monkeypatch.setattr(embeddings, "PIXELS_PER_CHUNK", 1)  # a patch per chunk
+    alone = make_table(trained, folder, tmp_path / "alone.csv", ledger)
+    inner, done = embeddings.embed_chunk, []
+
+    def embed_some(job, chunk, most):
+        if len(done) == most:
+            raise KeyboardInterrupt
+        done.extend(chunk.paths)
+        return inner(job, chunk)
+
+    monkeypatch.setattr(embeddings, "embed_chunk", lambda job, chunk: embed_some(job, chunk, 4))
+    with pytest.raises(KeyboardInterrupt):
+        make_table(trained, folder, tmp_path / "stopped.csv", ledger)
+    kept = sorted(tmp_path.glob(".stopped.csv.*.unfinished/*.npz"))
+    assert len(kept) == 4
+    content = bytearray(kept[0].read_bytes())
+    content[len(content) // 2] ^= 1
+    kept[0].write_bytes(content)
+    done.clear()
+    monkeypatch.setattr(embeddings, "embed_chunk", lambda job, chunk: embed_some(job, chunk, 99))
+    pd.testing.assert_frame_equal(make_table(trained, folder, tmp_path / "stopped.csv", ledger), alone)
+    assert len(done) == 4  # the other three, and the damaged one
+    assert any("3 of 7 chunks of patches were done" in note for note in ledger.notes)
+    assert not list(tmp_path.glob(".stopped*"))
+
+
+def test_a_vector_that_is_no_number_is_refused_with_its_patch(trained, folder, tmp_path, ledger, monkeypatch):
+    inner = embeddings.embed_chunk
+
+    def spoiled(job, chunk):
+        part = inner(job, chunk)
+        part.vectors[2, 5] = np.nan
+        return part
+
+    monkeypatch.setattr(embeddings, "embed_chunk", spoiled)
+    with pytest.raises(InputError, match=r"vectors of 1 patches are no numbers \(00002\)"):
+        make_table(trained, folder, tmp_path / "out.csv", ledger)
+    assert not list(tmp_path.glob("*out.csv*"))
