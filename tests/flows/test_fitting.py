@@ -185,7 +185,7 @@ class KilledAt:
         monkeypatch.setattr(NetworkFitting, "run_epoch", run_epoch)
 
 
-@pytest.mark.parametrize("changes", [{}, {"loss": "balanced_mse", "dropout": 0.3}, {"patience": 1, "lr": 0.5, "warmup_epochs": 0}])
+@pytest.mark.parametrize("changes", [{}, {"loss": "balanced_mse", "dropout": 0.3}, {"patience": 3, "lr": 0.05}])
 def test_a_killed_training_goes_on_at_its_checkpoint_and_ends_with_the_same_bytes(town, monkeypatch, changes):
     monkeypatch.setattr(fitting, "CHECKPOINT_EVERY_S", 0.0)
     whole = train(town, monkeypatch, max_epochs=6, **changes)
