@@ -19,6 +19,7 @@ def test_a_full_disk_is_one_sentence_and_status_2_and_the_same_command_goes_on(s
     assert contents(place) == whole.files
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize(("signal_name", "status"), [("SIGTERM", 143), ("SIGINT", 130)])
 def test_a_stopped_stage_says_so_and_the_same_command_goes_on(server, tmp_path, stage, signal_name, status):  # noqa: F811
