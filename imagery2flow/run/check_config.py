@@ -22,7 +22,6 @@ class CheckConfig(RegionConfig):
         band_names: Names for the bands of scenes that carry none.
         nodata: Value that marks missing pixels, besides the one that a scene declares.
         context_m: Margin in metres around the unit, as for stage 1.
-    allow_remote: bool = False
         allow_remote: Scenes may refer to other folders and to servers, as for stage 1.
         data_path: Folder of patches; default the folders of the year that stage 1 wrote.
         ckpt: Encoder that is to embed the region (stages 3 and 5): a path, or a file name in --model_path.
@@ -43,6 +42,7 @@ class CheckConfig(RegionConfig):
     band_names: list[str] = field(default_factory=list)
     nodata: float | None = None
     context_m: float | None = None
+    allow_remote: bool = False
     data_path: str | None = None
     ckpt: str | None = None
     model_path: str = "ckpt"
