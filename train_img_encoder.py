@@ -4,7 +4,7 @@
     python train_img_encoder.py --data_path data/M1/l8_2020 --total_epoch 120 --model_path ckpt --log M1_l8
     python train_img_encoder.py --config configs/paper/train_img_encoder.yaml --data_path data/M1/l8_2020 --log M1_l8
     torchrun --nproc_per_node 4 -- train_img_encoder.py --data_path data/M1/l8_2020 --log M1_l8       # several GPUs; mind the "--"
-    python train_img_encoder.py --data_path data/M1/l8_2020 --log M1_l8 --resume                      # after a stop
+    python train_img_encoder.py --data_path data/M1/l8_2020 --log M1_l8                               # after a stop: the same command
 
 If GPU memory runs out, lower --batch_size (it is also the number of negatives) or --view_size.
 

@@ -228,7 +228,7 @@ ENCODER = [
     case("a batch of one", "--batch_size 1", "--batch_size 1 must be 2 or more"),
     case("an unknown key in the views", "--config set.yaml", "set.yaml ... colour ... --help",
          write("set.yaml", "views:", "  colour: red")),
-    case("other settings on resume", "--resume --log M1 --lr 0.5", f"--resume: {CKPT} ... (lr 0.001 there, 0.5 now); repeat"),
+    case("other settings on resume", "--resume --log M1 --lr 0.5", f"{CKPT} was made with other settings (lr 0.001 there, 0.5 now); repeat"),
     case("a truncated checkpoint on resume", "--resume", "ckpt/new_img_1.pth cannot be read", cut_short(CKPT, "ckpt/new_img_1.pth")),
     case("a file as output folder", f"--model_path {FLOWS}", f"--model_path {FLOWS}"),
 ]

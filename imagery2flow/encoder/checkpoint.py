@@ -1,11 +1,14 @@
 """The encoder's checkpoint: weights, optimiser, position in the run, settings, bands and their normalisation; plain tensors and values.
 
-It loads with ``weights_only=True``. The state of the random numbers is the seed with (epoch, step), from which every draw is made.
+It loads with ``weights_only=True``, and holds a hash of its content. The state of the random numbers is the seed with (epoch, step), from which every draw
+is made. Beside the newest, ``<log>_img_<total_epoch>.pth``, stand the one of the epoch before, ``..._previous.pth``, and that of the epoch with the lowest loss,
+``..._best.pth``.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,8 @@ from torch import nn
 from imagery2flow.encoder.backbones import build_backbone
 from imagery2flow.imagery.patchset import Normalisation
 from imagery2flow.run.errors import BandError, InputError, MissingInputError, first_sentence
-from imagery2flow.run.files import load_tensors, save_tensors
+from imagery2flow.run.files import content_hash, give_second_name, load_tensors, save_tensors, unshared
+from imagery2flow.run.stage import Ledger, is_first_process
 
 FORMAT = "imagery2flow-encoder-1"
 
@@ -54,7 +58,18 @@ def save_checkpoint(
         normalisation: Bands and statistics of the training patches.
     """
     settings = {"format": FORMAT, "config": dataclasses.asdict(config), "normalisation": plain(normalisation)}
-    save_tensors(path, {**settings, **content, "model": model.state_dict(), "optimizer": optimizer.state_dict()})
+    whole = unshared({**settings, **content, "model": model.state_dict(), "optimizer": optimizer.state_dict()})
+    save_tensors(path, whole | {"sha256": content_hash(whole)})
+
+
+def previous_path(path: Path) -> Path:
+    """The checkpoint of the epoch before."""
+    return path.with_name(f"{path.stem}_previous{path.suffix}")
+
+
+def best_path(path: Path) -> Path:
+    """The checkpoint of the epoch with the lowest loss."""
+    return path.with_name(f"{path.stem}_best{path.suffix}")
 
 
 def plain(normalisation: Normalisation) -> dict[str, Any]:
@@ -67,14 +82,37 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
     Raises:
         MissingInputError: There is no such file.
-        InputError: The file is no checkpoint of an encoder.
+        InputError: The file is no checkpoint of an encoder, or its content is not what was written.
     """
     content = load_tensors(path, "encoder checkpoint")
     if content.get("format") != FORMAT:
         raise InputError(
             f"encoder checkpoint {path} is not one that train_img_encoder.py wrote (its format is {content.get('format')}, not {FORMAT}); name another with --ckpt"
         )
+    written = content.pop("sha256", None)  # those of earlier versions have none
+    if written is not None and written != content_hash(content):
+        raise InputError(f"encoder checkpoint {path} is damaged: its content is not what its checksum says; name another with --ckpt")
     return content
+
+
+def load_newest(path: Path, ledger: Ledger) -> dict[str, Any] | None:
+    """Reads a run's newest checkpoint, or with a warning the one before it, which then takes its place, where that is damaged; None where there is none.
+
+    Raises:
+        InputError: None of them can be used.
+    """
+    if not path.is_file():
+        return None
+    try:
+        return load_checkpoint(path)
+    except InputError as error:
+        if not previous_path(path).is_file():
+            raise InputError(f"{error}; or train anew with --resume false") from error
+        ledger.note(f"warning: {error}; going on from {previous_path(path)}")
+        content = load_checkpoint(previous_path(path))
+        if is_first_process():
+            give_second_name(previous_path(path), path)
+        return content
 
 
 def find_checkpoint(ckpt: str | None, model_path: str, name: str) -> Path:
@@ -90,7 +128,9 @@ def find_checkpoint(ckpt: str | None, model_path: str, name: str) -> Path:
         raise MissingInputError(
             f"encoder checkpoint {ckpt} is neither here nor in --model_path {model_path}; name the file that train_img_encoder.py wrote"
         )
-    found = sorted(Path(model_path).glob(f"{name}_img_*.pth"), key=lambda path: path.stat().st_mtime)
+    newest = re.compile(rf"{re.escape(name)}_img_\d+\.pth")  # not those of the epoch before and of the lowest loss
+    paths = [path for path in Path(model_path).glob("*.pth") if newest.fullmatch(path.name)]
+    found = sorted(paths, key=lambda path: path.stat().st_mtime)
     if not found:
         raise MissingInputError(
             f"--model_path {model_path} has no encoder {name}_img_*.pth; train it with train_img_encoder.py --log {name}, or name it with --ckpt"

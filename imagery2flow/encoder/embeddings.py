@@ -7,15 +7,20 @@ encoder is free to forget the absolute brightness that tells a business district
 Beside it stands the same table of an encoder with random weights, ``<name>_untrained``: a model that scores no better with the trained encoder than with
 that one owes nothing to the training.
 
-Patches are read and embedded in chunks: memory is bounded by a chunk, and chunks may go to several processes or machines.
+Patches are read and embedded in chunks: memory is bounded by a chunk, and chunks may go to several processes or machines. Each finished chunk is kept in a
+file until the table is written: a run that was killed goes on with the others.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -31,13 +36,16 @@ from imagery2flow.imagery.patchset import BandMoments, Normalisation, as_normali
 from imagery2flow.imagery.pyramid import build_pyramid
 from imagery2flow.run.config import EmbeddingConfig, log_name
 from imagery2flow.run.device import choose_device, make_fabric
-from imagery2flow.run.files import check_table_suffix, untrained_path, write_table
+from imagery2flow.run.errors import InputError, shown
+from imagery2flow.run.files import check_table_suffix, content_hash, replacing, sha256, untrained_path, write_table
 from imagery2flow.run.inspection import Inspection
+from imagery2flow.run.lock import only_run
 from imagery2flow.run.parallel import available_cores, check_shared_folder, each_chunk
-from imagery2flow.run.stage import Ledger
+from imagery2flow.run.stage import Ledger, installed_version
+from imagery2flow.run.unfinished import kept_parts
 
 UNTRAINED_SEED = 0
-PIXELS_PER_CHUNK, PATCHES_PER_CHUNK = 1 << 26, 4096
+PIXELS_PER_CHUNK, PATCHES_PER_CHUNK = 1 << 26, 1024  # the work of a chunk is what a killed run can lose
 CHUNKS_PER_WORKER = 4  # so that none waits long for the last
 
 
@@ -92,14 +100,11 @@ def make_embeddings(config: EmbeddingConfig, ledger: Ledger) -> Path:
     if not config.dask:
         ledger.note(make_fabric(config.device, config.precision)[1])
     job = EmbeddingJob(config, path.absolute(), normalisation, threads_of_each(config, len(chunks)))
-    found = []
-    with tqdm(total=len(files.paths), desc="embed", unit="patch", disable=None) as bar:
-        for part in each_chunk(partial(embed_chunk, job), chunks, config.workers, config.dask, ledger, "spawn"):
-            if part is not None:
-                found.append(part)
-                bar.update(len(part.geocodes))
-    note_patches(files, [geocode for part in found for geocode in part.geocodes], ledger)
-    write_vectors(config, names, sorted(found, key=lambda part: part.geocodes), ledger)
+    output = Path(config.output_path)
+    with only_run(output), kept_parts(output, what_vectors_follow_from(job)) as folder:
+        found = embed_all(job, chunks, folder, ledger)
+        note_patches(files, [geocode for part in found for geocode in part.geocodes], ledger)
+        write_vectors(config, names, sorted(found, key=lambda part: part.geocodes), ledger)
     return Path(config.output_path + ".run.json")
 
 
@@ -153,6 +158,74 @@ def look_at_patches(
     if files is not None and of_one_scale:
         inspection.look(data_path, check_scale, record, files.dtype, data_path)
     return files
+
+
+def what_vectors_follow_from(job: EmbeddingJob) -> list[Any]:
+    """Encoder and settings, for their hash; the patches are in that of each chunk."""
+    settings = {
+        name: value
+        for name, value in dataclasses.asdict(job.config).items()
+        if name not in ("output_path", "ckpt", "model_path", "log", "dask")
+    }
+    return [settings, sha256(job.checkpoint), dataclasses.asdict(job.normalisation), job.num_threads, installed_version("imagery2flow")]
+
+
+def embed_all(job: EmbeddingJob, chunks: Sequence[PatchFiles], folder: Path, ledger: Ledger) -> list[ChunkVectors]:
+    """Embeds the chunks that are not in the folder of finished ones, and returns all that have a patch with a valid pixel."""
+    paths = [folder / f"{content_hash(state_of(chunk))}.npz" for chunk in chunks]
+    kept = {path: part for path in paths if (part := load_part(path)) is not None}
+    if kept:
+        ledger.note(f"{len(kept):,} of {len(chunks):,} chunks of patches were done by a run that did not come to its end")
+    found = list(kept.values())
+    waiting = [(chunk, path.absolute()) for chunk, path in zip(chunks, paths, strict=True) if path not in kept]
+    with tqdm(total=sum(len(chunk.paths) for chunk in chunks), desc="embed", unit="patch", disable=None) as bar:
+        bar.update(sum(len(part.geocodes) for part in found))
+        for part in each_chunk(partial(embed_and_keep, job), waiting, job.config.workers, job.config.dask, ledger, "spawn"):
+            found.append(part)
+            bar.update(len(part.geocodes))
+    return [part for part in found if part.geocodes]
+
+
+def state_of(chunk: PatchFiles) -> list[Any]:
+    """Which patches a chunk holds, with the size and the time of change of their files."""
+    states = [(geocode, state.st_size, state.st_mtime_ns) for geocode, path in chunk.paths.items() if (state := path.stat())]
+    return [str(chunk.folder), states, chunk.bands]
+
+
+def embed_and_keep(job: EmbeddingJob, chunk_and_path: tuple[PatchFiles, Path]) -> ChunkVectors:
+    """Embeds a chunk and keeps the result in a file; without a patch in it where none has a valid pixel."""
+    chunk, path = chunk_and_path
+    part = embed_chunk(job, chunk) or ChunkVectors((), *(np.zeros((0, 0), dtype=np.float32) for _ in range(3)))
+    check_vectors(part, job.checkpoint)
+    arrays = {name: value for name, value in vars(part).items() if value is not None}
+    with replacing(path, sync=False) as temporary:
+        np.savez(temporary, **{**arrays, "geocodes": np.array(part.geocodes, dtype=np.str_)})
+    return part
+
+
+def load_part(path: Path) -> ChunkVectors | None:
+    """The vectors of a finished chunk; None if there is no such file, or it is not what was written, which its own checksums tell."""
+    try:
+        with np.load(path) as stored:
+            arrays = {name: stored[name] for name in stored.files}
+        return ChunkVectors(tuple(arrays["geocodes"].tolist()), arrays["vectors"], arrays.get("untrained"), arrays["statistics"])
+    except (OSError, EOFError, ValueError, LookupError, zipfile.BadZipFile, zlib.error):
+        return None
+
+
+def check_vectors(part: ChunkVectors, checkpoint: Path) -> None:
+    """Refuses vectors that are no numbers.
+
+    Raises:
+        InputError: One is infinite or NaN; the message names its patch.
+    """
+    everything = [part.vectors, part.statistics, *([] if part.untrained is None else [part.untrained])]
+    finite = np.logical_and.reduce([np.isfinite(values).all(axis=1) for values in everything])
+    if not finite.all():
+        bad = [geocode for geocode, good in zip(part.geocodes, finite, strict=True) if not good]
+        raise InputError(
+            f"the vectors of {len(bad):,} patches are no numbers ({shown(bad)}); look at their pixels, at the encoder {checkpoint}, or compute with --precision fp32"
+        )
 
 
 def make_chunks(files: PatchFiles, config: EmbeddingConfig) -> list[PatchFiles]:

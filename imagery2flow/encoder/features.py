@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import torch
 from torch import nn
@@ -9,6 +11,7 @@ from tqdm import tqdm
 
 from imagery2flow.imagery.pyramid import Pyramid
 from imagery2flow.imagery.views import embedding_views
+from imagery2flow.run.errors import is_out_of_memory
 
 
 @torch.inference_mode()
@@ -21,11 +24,11 @@ def embed(encoder: nn.Module, pyramid: Pyramid, view_size: int, batch_size: int)
         chosen = torch.arange(start, min(start + batch_size, num_patches))
         try:
             parts.append(encoder(embedding_views(pyramid, chosen, view_size)).float())
-        except torch.cuda.OutOfMemoryError:
-            if batch_size == 1:
+        except RuntimeError as error:
+            if batch_size == 1 or not is_out_of_memory(error):
                 raise
             batch_size //= 2
-            tqdm.write(f"GPU memory is full: going on with {batch_size} patches per pass")
+            tqdm.write(f"the memory of {pyramid.device} is full: going on with {batch_size} patches per pass", file=sys.stderr)
             continue
         start += len(chosen)
     return torch.cat(parts).cpu().numpy()  # all at the end: fetching each batch would make the GPU wait

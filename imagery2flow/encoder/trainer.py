@@ -8,7 +8,8 @@ A batch that is too large for a device goes through the encoder in parts (``--ac
 without gradients, the loss is taken over all of them, and each part then goes through once more to pass its share of the gradient back (Gao et al. 2021,
 "Scaling deep contrastive learning batch size under memory limited setup"). Batch norm sees the parts.
 
-Writes ``<model_path>/<log>_img_<total_epoch>.pth`` after every epoch and on SIGTERM, and beside it ``_metrics.csv`` and ``_run.json``.
+Writes ``<model_path>/<log>_img_<total_epoch>.pth`` after every epoch and on SIGTERM, and beside it ``_previous.pth``, ``_best.pth``, ``_metrics.csv`` and
+``_run.json``. A loss or weights that are no numbers end the run before they reach a checkpoint.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from imagery2flow.encoder.backbones import build_backbone
-from imagery2flow.encoder.checkpoint import load_checkpoint, plain, save_checkpoint
+from imagery2flow.encoder.checkpoint import best_path, load_newest, plain, previous_path, save_checkpoint
 from imagery2flow.encoder.compiling import compile_if_faster, is_worth_a_trial
 from imagery2flow.encoder.loading import StepJob, ViewLoader, ViewPart
 from imagery2flow.encoder.objectives import SimCLR, chance_level, feature_spread, nt_xent
@@ -35,8 +36,8 @@ from imagery2flow.imagery.patchset import PatchSet
 from imagery2flow.imagery.pyramid import build_pyramid
 from imagery2flow.run.config import EncoderConfig
 from imagery2flow.run.device import generator, has_fused_adam
-from imagery2flow.run.errors import InputError
-from imagery2flow.run.files import write_table
+from imagery2flow.run.errors import InputError, is_out_of_memory, shown
+from imagery2flow.run.files import give_second_name, write_table
 from imagery2flow.run.memory import allocator, fits_device
 from imagery2flow.run.stage import Ledger, Terminated, TerminationFlag
 
@@ -64,7 +65,7 @@ class Trainer:
         self.config, self.view_size, self.fabric, self.ledger = config, view_size, fabric, ledger
         self.path = Path(config.checkpoint)
         self.normalisation = patches.normalisation
-        self.num_patches = len(patches)
+        self.num_patches, self.geocodes = len(patches), patches.geocodes
         pyramid = build_pyramid(patches, patches.normalisation, view_size, allocator(config.patches_on, self.path.parent))
         if fits_device(pyramid.num_bytes, config.patches_on, fabric.device):
             pyramid = pyramid.to(fabric.device)
@@ -82,36 +83,61 @@ class Trainer:
         self.model, self.optimizer = fabric.setup(model, optimizer)
         self.epoch, self.step = 0, 0
         self.sums = torch.zeros(len(SUMS), device=fabric.device)  # read once an epoch: reading waits for the device
+        # Steps of the epoch before the first whose loss is no number, counted on the device.
+        self.is_finite, self.num_finite = torch.ones((), device=fabric.device), torch.zeros((), device=fabric.device)
+        self.first_step = 0  # of the epoch in this process
+        self.is_between_epochs = False  # whether the newest checkpoint is that of a whole epoch
         self.history: list[dict[str, float]] = []
 
     def resume(self) -> None:
-        """Continues from the run's checkpoint, if there is one.
+        """Continues from the run's newest checkpoint that is whole, if there is one.
 
         Raises:
-            InputError: The checkpoint was made with other settings.
+            InputError: The checkpoint was made with other settings, or cannot be read.
         """
-        if not self.path.is_file():
-            self.ledger.note(f"nothing to resume: {self.path} does not exist, the run starts anew")
+        content = load_newest(self.path, self.ledger)
+        if content is None:
             return
-        content = load_checkpoint(self.path)
         settings = {**dataclasses.asdict(self.config), "normalisation": plain(self.normalisation)}
         stored = {**content["config"], "normalisation": content["normalisation"]}
         changed = [name for name in settings if name in stored and name not in MAY_CHANGE_ON_RESUME and stored[name] != settings[name]]
         if changed:
             listing = "; ".join(f"{name} {stored[name]} there, {settings[name]} now" for name in changed)
-            raise InputError(f"--resume: {self.path} was made with other settings ({listing}); repeat them, or choose another --log")
+            raise InputError(
+                f"{self.path} was made with other settings ({listing}); repeat them, choose another --log, or train anew with --resume false"
+            )
         self.model.load_state_dict(content["model"])
         self.optimizer.load_state_dict(content["optimizer"])
         self.epoch, self.step, self.history = content["epoch"], content["step"], content["history"]
         self.sums = torch.tensor([content["sums"][name] for name in SUMS], device=self.fabric.device)
-        self.ledger.note(f"resumed {self.path} at epoch {self.epoch}, step {self.step}")
+        self.is_between_epochs = self.step == 0
+        self.keep_best()
+        self.write_metrics()  # a run that was killed may have been so just before it
+        if self.epoch == self.config.total_epoch:
+            self.ledger.note(f"{self.path} is trained to its end with these settings; --resume false trains it anew")
+        else:
+            self.ledger.note(f"resumed {self.path} at epoch {self.epoch}, step {self.step}")
 
     def run(self, termination: TerminationFlag) -> None:
         """Trains to the last epoch.
 
         Raises:
             Terminated: SIGTERM arrived; the checkpoint is saved.
+            InputError: The device has too little memory, or the loss is no number any more.
         """
+        try:
+            self.run_epochs(termination)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            parts = self.config.accumulate
+            raise InputError(
+                f"the memory of {self.fabric.device} is full in epoch {self.epoch + 1}, with batches of {self.config.batch_size} patches in {parts} part(s); "
+                f"use --accumulate {2 * parts}, which keeps the negatives, a lower --batch_size, or a smaller --view_size than {self.view_size}"
+            ) from error
+
+    def run_epochs(self, termination: TerminationFlag) -> None:
+        """Trains to the last epoch, without a word for those who lack memory."""
         total = self.config.total_epoch
         self.prepare()
         with tqdm(
@@ -137,12 +163,15 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, self.epoch)
         batches = self.batches()
+        self.first_step, self.is_finite, self.num_finite = self.step, torch.ones_like(self.is_finite), torch.zeros_like(self.num_finite)
         for batch, parts in zip(batches[self.step :], self.loader.steps(self.jobs(batches, self.step)), strict=True):
             self.train_step(len(batch), parts)
             self.step += 1
             if self.any_process(termination.raised):
+                self.check_finite()
                 self.save()
-                raise Terminated(f"{self.path} holds epoch {self.epoch}, step {self.step}; continue with --resume")
+                raise Terminated(f"{self.path} holds epoch {self.epoch}, step {self.step}; the same command goes on")
+        self.check_finite()
         mean = dict(zip(SUMS, (self.sums / len(batches)).tolist(), strict=True))
         row = {"epoch": self.epoch + 1, "lr": learning_rate(self.config, self.epoch), **mean}
         self.history.append(row)
@@ -186,6 +215,8 @@ class Trainer:
             measured = self.all_reduce(measured, "mean")
         chance = torch.full((1,), chance_level(num_patches), device=measured.device)
         self.sums += torch.cat([measured[:1], chance, measured[1:]])
+        self.is_finite = self.is_finite * measured.isfinite().all()
+        self.num_finite = self.num_finite + self.is_finite
 
     def whole_step(self, num_patches: int, part: ViewPart) -> tuple[Tensor, Tensor, Tensor]:
         """Passes the gradient of all views back at once; returns features, loss and retrieval."""
@@ -228,11 +259,29 @@ class Trainer:
         """Sum or mean of all processes' tensors."""
         return cast("Tensor", self.fabric.all_reduce(local, reduce_op=operation))
 
+    def check_finite(self) -> None:
+        """Refuses to go on with a loss or weights that are no numbers. Waits for the device.
+
+        Raises:
+            InputError: One is infinite or NaN; the message names the first batch and its patches.
+        """
+        remedy = f"lower --lr {self.config.lr:g}, or look at these patches; {self.path if self.path.is_file() else 'no checkpoint'} holds what was good"
+        step = self.first_step + int(self.num_finite)
+        if step < self.step:
+            batch = [self.geocodes[number] for number in self.batches()[step].tolist()]
+            raise InputError(f"the loss is no number from epoch {self.epoch + 1}, batch {step + 1} on (patches {shown(batch)}); {remedy}")
+        floats = [tensor for tensor in self.model.state_dict().values() if tensor.is_floating_point()]
+        if not bool(torch.stack([tensor.isfinite().all() for tensor in floats]).all()):
+            batch = [self.geocodes[number] for number in self.batches()[self.step - 1].tolist()]
+            raise InputError(f"weights are no numbers after epoch {self.epoch + 1}, batch {self.step} (patches {shown(batch)}); {remedy}")
+
     def save(self) -> None:
-        """Writes the checkpoint and the metrics (first process only)."""
+        """Writes the checkpoint and the metrics (first process only); that of the last whole epoch stays beside it."""
         if not self.fabric.is_global_zero:
             return
         model = self.model.module
+        if self.is_between_epochs:
+            give_second_name(self.path, previous_path(self.path))
         position: dict[str, Any] = {
             "epoch": self.epoch,
             "step": self.step,
@@ -241,9 +290,25 @@ class Trainer:
             "view_size": self.view_size,
         }
         save_checkpoint(self.path, model, self.optimizer, self.config, position, self.normalisation)
-        if not self.history:
-            return
-        write_table(metrics_path(self.config), pd.DataFrame(self.history))
+        self.is_between_epochs = self.step == 0
+        self.keep_best()
+        self.write_metrics()
+
+    def write_metrics(self) -> None:
+        """Writes the history of the epochs (first process only)."""
+        if self.history and self.fabric.is_global_zero:
+            write_table(metrics_path(self.config), pd.DataFrame(self.history))
+
+    def keep_best(self) -> None:
+        """Keeps the newest checkpoint as that of the lowest loss, if it is (first process only)."""
+        losses = [row["loss"] for row in self.history]
+        if (
+            self.fabric.is_global_zero
+            and self.is_between_epochs
+            and losses
+            and min(losses) == losses[-1] < min(losses[:-1], default=math.inf)
+        ):
+            give_second_name(self.path, best_path(self.path))
 
     def report(self, seconds: float) -> None:
         """Prints the epoch that just ended, about twenty times a run."""

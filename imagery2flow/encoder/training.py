@@ -1,6 +1,7 @@
 """Stage 2: trains an encoder on the patches of one region (``encoder.trainer`` holds the loop).
 
-Writes ``<model_path>/<log>_img_<total_epoch>.pth`` after every epoch and on SIGTERM, and beside it ``_metrics.csv`` and ``_run.json``.
+Writes ``<model_path>/<log>_img_<total_epoch>.pth`` after every epoch and on SIGTERM, and beside it ``_previous.pth``, ``_best.pth``, ``_metrics.csv`` and
+``_run.json``. A run of the same settings that is there is continued; one of others is refused.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from imagery2flow.run.device import choose_device, make_fabric
 from imagery2flow.run.errors import BandError, InputError
 from imagery2flow.run.files import check_output_folder
 from imagery2flow.run.inspection import Inspection
+from imagery2flow.run.lock import only_run
 from imagery2flow.run.memory import allocator
 from imagery2flow.run.stage import Ledger, TerminationFlag
 
@@ -38,11 +40,12 @@ def train_encoder(config: EncoderConfig, ledger: Ledger) -> Path:
     ledger.note(
         f"{config.resnet} from scratch on {len(patches):,} patches of {names}, views of {view_size} px, batches of up to {config.batch_size}"
     )
-    trainer = Trainer(config, patches, view_size, fabric, ledger)
-    if config.resume:
-        trainer.resume()
-    with TerminationFlag() as termination:
-        trainer.run(termination)
+    with only_run(Path(config.checkpoint)):
+        trainer = Trainer(config, patches, view_size, fabric, ledger)
+        if config.resume:
+            trainer.resume()
+        with TerminationFlag() as termination:
+            trainer.run(termination)
     ledger.went_out["epochs"] = len(trainer.history)
     return trainer.path.with_name(trainer.path.stem + "_run.json")
 

@@ -28,7 +28,7 @@ from imagery2flow.figures.report_map import map_content
 from imagery2flow.flows.metrics import SCORES
 from imagery2flow.flows.results import BEST_REACHABLE, as_texts
 from imagery2flow.run.errors import shown
-from imagery2flow.run.files import check_output_folder, replacing, strict_json
+from imagery2flow.run.files import check_output_folder, strict_json, write_text
 from imagery2flow.run.report_config import ReportConfig
 from imagery2flow.run.stage import Ledger
 
@@ -47,8 +47,7 @@ def write_report(config: ReportConfig, ledger: Ledger) -> Path:
     run = read_report_run(config, ledger)
     content = map_content(run, unit_columns(run, config, ledger), config.largest_flows, ledger)
     page = assemble(run, content, config, ledger.notes)
-    with replacing(config.output) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    write_text(config.output, page)
     ledger.went_out["reports"] = 1
     ledger.say(f"{config.output} ({len(page) / 1e6:.1f} MB) opens in any browser, without a network")
     return config.output.with_name(config.output.name + ".run.json")

@@ -17,7 +17,7 @@ import numpy as np
 
 from imagery2flow.flows.table import FlowTable
 from imagery2flow.run.errors import InputError
-from imagery2flow.run.files import existing_file, replacing
+from imagery2flow.run.files import existing_file, write_text
 from imagery2flow.run.flow_config import TreesConfig
 
 PAIRS_PER_BLOCK = 200_000
@@ -176,8 +176,7 @@ def blocks(length: int) -> Iterator[np.ndarray]:
 
 def save_trees(path: Path, trees: lightgbm.Booster) -> None:
     """Writes LightGBM's own text format."""
-    with replacing(path) as temporary:
-        trees.save_model(str(temporary), num_iteration=trees.best_iteration if trees.best_iteration > 0 else None)
+    write_text(path, trees.model_to_string(num_iteration=trees.best_iteration if trees.best_iteration > 0 else None))
 
 
 def load_trees(path: Path) -> lightgbm.Booster:

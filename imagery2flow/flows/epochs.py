@@ -6,7 +6,7 @@ Every step sees the whole graph and a batch of pairs of the training origins.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from imagery2flow.flows.attention import GraphTensors
 from imagery2flow.flows.model import BalancedMSE, FlowModel, multinomial_loss, poisson_loss
 from imagery2flow.run.device import generator, has_fused_adam
+from imagery2flow.run.errors import InputError, shown
 from imagery2flow.run.flow_config import FlowTrainingConfig
 
 ORDER = 1  # purpose of random numbers, as key of ``run.device.generator``; 0 is the split's
@@ -62,12 +63,21 @@ class NetworkTraining:
             self.balanced = BalancedMSE(max(float(train.count.log2().std(correction=0)), SMALLEST_SIGMA)).to(self.device)
             groups.append({"params": self.balanced.parameters(), "lr": config.sigma_lr, "weight_decay": 0.0})
         self.optimizer = torch.optim.AdamW(groups, fused=has_fused_adam(self.device))
+        self.geocodes: Sequence[str] = ()  # ids of the units, for messages
 
     def run_epoch(self, epoch: int) -> float:
-        """One pass over the training pairs; returns the mean loss."""
+        """One pass over the training pairs; returns the mean loss.
+
+        Raises:
+            InputError: The loss is no number; the message names the first batch and its origins.
+        """
         self.model.train()
         self.optimizer.param_groups[0]["lr"] = learning_rate(self.config, epoch)  # the group of sigma keeps its own
-        total = torch.zeros((), device=self.device)
+        total, is_finite, num_finite = (
+            torch.zeros((), device=self.device),
+            torch.ones((), device=self.device),
+            torch.zeros((), device=self.device),
+        )
         for chosen in self.batches(generator(self.config.seed, ORDER, epoch)):
             batch = self.train.select(chosen.to(self.device))
             predicted = self.model.decode(self.model.embed(self.graph), batch.origin, batch.destination, batch.distance)
@@ -77,7 +87,20 @@ class NetworkTraining:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_norm)
             self.optimizer.step()
             total += loss.detach() * len(batch)
+            is_finite = is_finite * loss.detach().isfinite()
+            num_finite = num_finite + is_finite  # batches before the first whose loss is no number, counted on the device
+        if not math.isfinite(float(total)):
+            raise InputError(self.divergence(epoch, int(num_finite)))
         return float(total) / len(self.train)
+
+    def divergence(self, epoch: int, number: int) -> str:
+        """The sentence for a loss that is no number from a batch (0-based) of an epoch on."""
+        batches = list(self.batches(generator(self.config.seed, ORDER, epoch)))
+        place = f"epoch {epoch + 1}"
+        if number < len(batches):
+            origins = self.train.origin.cpu()[batches[number]].unique().tolist()
+            place += f", batch {number + 1} (origins {shown(self.geocodes[unit] if self.geocodes else unit for unit in origins)})"
+        return f"training diverged: the loss is no number from {place} on; lower --lr {self.config.lr:g}, or look at these units"
 
     def batches(self, random: torch.Generator) -> Iterator[Tensor]:
         """Positions of the training pairs in batches of random pairs, or of random whole origins for the multinomial loss."""

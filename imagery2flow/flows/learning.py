@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -35,7 +36,15 @@ class Learned:
     history: list[dict[str, float]]
 
 
-def learn(config: FlowTrainingConfig, region: Region, split: Split, ledger: Ledger, device: torch.device, network: bool = True) -> Learned:
+def learn(
+    config: FlowTrainingConfig,
+    region: Region,
+    split: Split,
+    ledger: Ledger,
+    device: torch.device,
+    network: bool = True,
+    parts: Path | None = None,
+) -> Learned:
     """Fits everything.
 
     Args:
@@ -45,6 +54,7 @@ def learn(config: FlowTrainingConfig, region: Region, split: Split, ledger: Ledg
         ledger: Takes what was chosen.
         device: Where the network computes.
         network: Whether to fit the graph network; without it only the trees decode.
+        parts: Folder for the network's checkpoint; None keeps none. Trees are fitted again.
 
     Raises:
         InputError: The training diverged.
@@ -56,7 +66,7 @@ def learn(config: FlowTrainingConfig, region: Region, split: Split, ledger: Ledg
     train, valid = (pairs.select(label == name) for name in ("train", "valid"))
     sample = draw_sample(config, train)
     with deterministic_on_cpu(device):
-        model, history = fit_network(config, region, scaling, sample, valid, ledger, device) if network else (None, [])
+        model, history = fit_network(config, region, scaling, sample, valid, ledger, device, parts) if network else (None, [])
         lesson = Lesson(config, Embedder(model, scaling, device).see(region), train, valid)
         home, transfer = fit_home(lesson), fit_transfer(lesson) if config.trees.transfer_trees else None
     record = FlowRecord(
@@ -78,11 +88,18 @@ def learn(config: FlowTrainingConfig, region: Region, split: Split, ledger: Ledg
 
 
 def fit_network(
-    config: FlowTrainingConfig, region: Region, scaling: Scaling, sample: PairSample, valid: FlowTable, ledger: Ledger, device: torch.device
+    config: FlowTrainingConfig,
+    region: Region,
+    scaling: Scaling,
+    sample: PairSample,
+    valid: FlowTable,
+    ledger: Ledger,
+    device: torch.device,
+    parts: Path | None,
 ) -> tuple[FlowModel, list[dict[str, float]]]:
     """The graph network of the best epoch, and the history of all."""
     fitting = NetworkFitting(config, region, scaling, sample, every_pair(valid), device)
-    return fitting.run(ledger), fitting.history
+    return fitting.run(ledger, parts), fitting.history
 
 
 def split_by_id(split: Split, region: Region) -> dict[str, str]:

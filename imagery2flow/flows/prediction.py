@@ -24,9 +24,10 @@ from imagery2flow.flows.table import FlowTable
 from imagery2flow.flows.training import CONTROLS_FOLDER
 from imagery2flow.run.device import CPU, choose_device, deterministic_on_cpu
 from imagery2flow.run.errors import InputError
-from imagery2flow.run.files import TableWriter, write_json
+from imagery2flow.run.files import TableWriter, check_output_folder, write_json
 from imagery2flow.run.flow_config import DECODERS, FlowTestConfig, RegionConfig
 from imagery2flow.run.inspection import Inspection
+from imagery2flow.run.lock import only_run
 from imagery2flow.run.stage import Ledger
 
 PAIRS_PER_BLOCK = 1_000_000
@@ -40,20 +41,30 @@ def test_flows(config: FlowTestConfig, ledger: Ledger) -> Path:
     """
     record, region, totals = read_inputs(config, ledger)
     folder = Path(config.model_dir) / f"{region.name}_{config.year}"
+    check_output_folder(folder, "--output_dir")
+    with only_run(folder):
+        predict_and_score(config, record, region, totals, folder, ledger)
+    return folder / "run.json"
+
+
+test_flows.__test__ = False  # type: ignore[attr-defined]  # pytest must not take it for a test
+
+
+def predict_and_score(
+    config: FlowTestConfig, record: FlowRecord, region: Region, totals: np.ndarray | None, folder: Path, ledger: Ledger
+) -> None:
+    """Writes the predictions, held to known outflows [num_units] where they are asked for, and the scores where flows are known."""
     with deterministic_on_cpu(record.device):
         predictor = RegionPredictor(record, record.embed(region), present_decoders(config, record, ledger))
         note_decoder(predictor, region, ledger)
         if totals is not None:
             predictor = predictor.with_outflows(totals, config.origin_totals, all_pairs(region), ledger)
+        for name in ("run.json", "metrics.json"):
+            (folder / name).unlink(missing_ok=True)  # of an earlier run: what tells that a run is done comes last
         write_predictions(config, predictor, region, folder, ledger)
-    (folder / "metrics.json").unlink(missing_ok=True)
     ledger.note(f"predictions are in {folder}")
     if region.flows is not None:
         score(config, predictor, region, folder, ledger)
-    return folder / "run.json"
-
-
-test_flows.__test__ = False  # type: ignore[attr-defined]  # pytest must not take it for a test
 
 
 def read_inputs(config: FlowTestConfig, ledger: Ledger) -> tuple[FlowRecord, Region, np.ndarray | None]:

@@ -26,7 +26,7 @@ from imagery2flow.flows.splits import Split, read_split
 from imagery2flow.flows.tree_decoder import TreeDecoder, UnitInputs
 from imagery2flow.run.device import choose_device
 from imagery2flow.run.errors import InputError, shown
-from imagery2flow.run.files import check_output_folder, existing_file, load_tensors, replacing
+from imagery2flow.run.files import check_output_folder, existing_file, load_tensors, write_text
 from imagery2flow.run.flow_config import FlowTrainingConfig, ImportConfig, TreesConfig
 from imagery2flow.run.stage import Ledger
 
@@ -251,13 +251,6 @@ def load_text(text: str, ledger: Ledger) -> lightgbm.Booster:
     booster = lightgbm.Booster(model_str=text)
     ledger.note(f"LightGBM: {booster.num_trees():,} trees that read {booster.num_feature():,} features")
     return booster
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes the text as it was found."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
 
 
 def check_columns(config: ImportConfig, booster: lightgbm.Booster, settings: FlowTrainingConfig) -> int:

@@ -5,6 +5,7 @@ A folder ``<output_dir>/<log>/``: ``od_model.pt`` (plain tensors and values), ``
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from tqdm import tqdm
 
 from imagery2flow.flows.decoder import PairInputs
 from imagery2flow.flows.graph import RegionGraph
@@ -22,7 +24,7 @@ from imagery2flow.flows.scaling import Scaling
 from imagery2flow.flows.table import UNIVERSES, FlowTable
 from imagery2flow.flows.tree_decoder import HOME, TRANSFER, Seen, TreeDecoder, load_decoder, save_decoder
 from imagery2flow.run.earth import great_circle_m
-from imagery2flow.run.errors import InputError, MissingInputError, first_sentence
+from imagery2flow.run.errors import InputError, MissingInputError, first_sentence, is_out_of_memory, shown
 from imagery2flow.run.files import as_tensors, from_tensors, load_tensors, save_tensors
 from imagery2flow.run.flow_config import DECODERS
 
@@ -148,24 +150,42 @@ class FlowRecord:
         return EmbeddedRegion(seen, trees, trees.unit_inputs.of_pairs(seen, trees.potentials, crossed))
 
     def predict(self, embedded: EmbeddedRegion, pairs: FlowTable, decoders: Sequence[str] = DECODERS) -> dict[str, np.ndarray]:
-        """Predicted flows of pairs by each of the decoders that the model has: [num_pairs] each, in commuters."""
+        """Predicted flows of pairs by each of the decoders that the model has: [num_pairs] each, in commuters.
+
+        Raises:
+            InputError: A prediction is no number; the message names its pair.
+        """
         distance = embedded.seen.relative_distance(pairs)
         found = {}
         if "bilinear" in decoders and embedded.seen.hidden is not None:
             found["bilinear"] = self.predict_bilinear(embedded.seen.hidden, pairs, distance)
         if "lightgbm" in decoders and "lightgbm" in self.decoders:
             found["lightgbm"] = embedded.trees.predict(embedded.inputs, pairs, distance)
+        for name, values in found.items():
+            check_predictions(name, values, pairs)
         return found
 
     @torch.inference_mode()
     def predict_bilinear(self, hidden: torch.Tensor, pairs: FlowTable, distance: np.ndarray) -> np.ndarray:
         """Predicted flows of pairs by the network [num_pairs]."""
+        size = PAIRS_PER_BLOCK
+        while True:
+            try:
+                return self.predict_in_blocks(hidden, pairs, distance, size)
+            except RuntimeError as error:
+                if size == 1 or not is_out_of_memory(error):
+                    raise
+            size //= 2
+            tqdm.write(f"the memory of {self.device} is full: going on with {size:,} pairs at once", file=sys.stderr)
+
+    def predict_in_blocks(self, hidden: torch.Tensor, pairs: FlowTable, distance: np.ndarray, size: int) -> np.ndarray:
+        """The same in blocks of about so many pairs, or of an origin's."""
         assert self.embedder.model is not None
         origins = pairs.whole_origins()
         rows = 1 if origins is None else len(pairs.geocodes)  # pairs that stand together
         parts = []
-        for start in range(0, len(pairs), max(PAIRS_PER_BLOCK // rows, 1) * rows):
-            block = slice(start, start + max(PAIRS_PER_BLOCK // rows, 1) * rows)
+        for start in range(0, len(pairs), max(size // rows, 1) * rows):
+            block = slice(start, start + max(size // rows, 1) * rows)
             relative = torch.tensor(distance[block], dtype=torch.float32, device=self.device)
             if origins is None:
                 origin, destination = (torch.from_numpy(side[block]).to(self.device) for side in (pairs.origin, pairs.destination))
@@ -175,6 +195,20 @@ class FlowRecord:
                 log_flow = self.embedder.model.decode_rows(hidden, origin, relative.view(-1, rows)).flatten()
             parts.append(to_flow(log_flow).clip(*self.flow_range))
         return np.concatenate(parts) if parts else np.zeros(0)
+
+
+def check_predictions(decoder: str, values: np.ndarray, pairs: FlowTable) -> None:
+    """Refuses flows that are no numbers.
+
+    Raises:
+        InputError: One is infinite or NaN; the message names its pair.
+    """
+    bad = np.flatnonzero(~np.isfinite(values))
+    if len(bad):
+        ids = (f"{pairs.geocodes[pairs.origin[number]]} to {pairs.geocodes[pairs.destination[number]]}" for number in bad)
+        raise InputError(
+            f"the decoder {decoder} predicts no number for {len(bad):,} pairs ({shown(ids)}); look at the features of these units"
+        )
 
 
 def to_flow(log_flow: torch.Tensor) -> np.ndarray:

@@ -8,6 +8,7 @@ metrics.json, run.json; controls/<name>/ with the models that the scores are rea
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,7 +29,9 @@ from imagery2flow.run.device import choose_device, deterministic_on_cpu, generat
 from imagery2flow.run.files import check_output_folder, write_json, write_table
 from imagery2flow.run.flow_config import FlowTrainingConfig
 from imagery2flow.run.inspection import Inspection
+from imagery2flow.run.lock import only_run
 from imagery2flow.run.stage import Ledger
+from imagery2flow.run.unfinished import kept_parts
 
 SPLIT = 0  # purpose of random numbers, as a key of ``run.device.generator``; 1 to 3 are in fitting.py, 4 in tree_decoder.py, 5 in sampling.py, 6 in controls.py
 CONTROLS_FOLDER = "controls"
@@ -44,22 +47,33 @@ def train_flows(config: FlowTrainingConfig, ledger: Ledger) -> Path:
     units, edges = len(region.graph.geocodes), region.graph.edge.shape[1]
     ledger.note(f"{units:,} units, {edges:,} edges, {len(pairs):,} pairs of {config.universe}, device {device}")
     folder = Path(config.model_dir)
+    settings = {name: value for name, value in dataclasses.asdict(config).items() if name != "output_dir"}
+    with only_run(folder), kept_parts(folder, settings) as parts:
+        scores = fit_variants(config, region, split, folder, parts, ledger)
+        write_json(folder / "metrics.json", scores)
+    ledger.went_out["test flows scored"] = int((split.of(region.observed().universe("positive")) == "test").sum())
+    print(metrics.format_scores(scores, f"{region.name}: held out by {config.split}, trained on {config.universe}"))
+    ledger.note(f"model, predictions and metrics are in {folder}")
+    return folder / "run.json"
+
+
+def fit_variants(config: FlowTrainingConfig, region: Region, split: Split, folder: Path, parts: Path, ledger: Ledger) -> Scores:
+    """Fits and writes the model and its controls, and scores them all; ``parts`` takes the checkpoints of networks in training."""
     scores: Scores = {}
+    device = choose_device(config.device)
+    for name in ("run.json", "metrics.json"):
+        (folder / name).unlink(missing_ok=True)  # of an earlier run: what tells that a run is done comes last
     shutil.rmtree(folder / CONTROLS_FOLDER, ignore_errors=True)  # of an earlier run with other settings
     for variant in variants(config, region, ledger):
         ledger.say(f"fits {variant.row('both decoders')}")
-        learned = learn(variant.config, variant.region, split, ledger, device, variant.network)
+        learned = learn(variant.config, variant.region, split, ledger, device, variant.network, parts)
         save_record(folder if variant.name == MODEL else folder / CONTROLS_FOLDER / variant.name.replace(" ", "_"), learned.record)
         scores |= score_variant(variant, learned.record, split)
         if variant.name == MODEL:
             write_model_tables(folder, region, learned.record, split, learned.history)
             tested = chosen_pairs(region.observed(), test_of(split))
             scores["constant"] = score_universes(region, tested, None, learned.record.constant)
-    write_json(folder / "metrics.json", scores)
-    ledger.went_out["test flows scored"] = int((split.of(region.observed().universe("positive")) == "test").sum())
-    print(metrics.format_scores(scores, f"{region.name}: held out by {config.split}, trained on {config.universe}"))
-    ledger.note(f"model, predictions and metrics are in {folder}")
-    return folder / "run.json"
+    return scores
 
 
 def read_inputs(config: FlowTrainingConfig, ledger: Ledger) -> tuple[torch.device, Region, FlowTable, Split]:

@@ -5,21 +5,23 @@ Shapes: ``values`` [num_bands, height, width] in the scene's type, ``valid`` [he
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import rasterio
 import shapely
 from rasterio.features import rasterize
+from rasterio.io import MemoryFile
 from rasterio.windows import Window
 from rasterio.windows import transform as window_transform
 from tqdm import tqdm
 
+from imagery2flow.imagery.journal import BandSums, CutResult, ManifestRow, note_in_journal, open_journal, read_journal
 from imagery2flow.imagery.scene import Scene, SceneReader, blacken
 from imagery2flow.run.files import replacing
 from imagery2flow.run.parallel import available_cores, check_shared_folder, each_chunk
@@ -62,69 +64,22 @@ class CutOptions:
     min_valid: float
 
 
-class ManifestRow(NamedTuple):
-    """One row of ``manifest.csv``; the fields of a unit without a scene stay empty. A tuple, because the rows of all units are held."""
-
-    geocode: str
-    status: str
-    path: str | None
-    scene: str | None
-    column_offset: int | None
-    row_offset: int | None
-    width: int | None
-    height: int | None
-    valid_fraction: float
-
-
-@dataclass(frozen=True, slots=True)
-class CutResult:
-    """What became of a unit: a row of the manifest, and the sums from which the statistics of the bands are made."""
-
-    row: ManifestRow
-    sums: BandSums | None
-
-
-@dataclass(frozen=True, slots=True)
-class BandSums:
-    """Number of valid pixels and, per band over them, total, total of squares, minimum and maximum: [4, num_bands], one array for all."""
-
-    count: int
-    values: np.ndarray
-
-    @property
-    def total(self) -> np.ndarray:
-        """[num_bands]."""
-        return self.values[0]
-
-    @property
-    def squares(self) -> np.ndarray:
-        """[num_bands]."""
-        return self.values[1]
-
-    @property
-    def minimum(self) -> np.ndarray:
-        """[num_bands]."""
-        return self.values[2]
-
-    @property
-    def maximum(self) -> np.ndarray:
-        """[num_bands]."""
-        return self.values[3]
-
-
 def cut_all(
     tasks: Sequence[CutTask], scenes: Sequence[Scene], options: CutOptions, workers: int, dask: str | None, ledger: Ledger
 ) -> list[CutResult]:
-    """Cuts every unit, in several processes or machines where there are many; the results come in the order of the ids."""
-    order = reading_order(tasks, scenes)
+    """Cuts every unit that is not cut yet, in several processes or machines where there are many; the results come in the order of the ids."""
+    results = read_journal(options.folder)
+    if results:
+        ledger.note(f"{len(results):,} of {len(tasks):,} units were done by a run that did not come to its end")
+    done = {result.row.geocode for result in results}
+    order = reading_order([task for task in tasks if task.geocode not in done], scenes)
     # How many workers a cluster has is known later, and may change.
     size = SMALLEST_CHUNK if dask else max(SMALLEST_CHUNK, -(-len(order) // (CHUNKS_PER_WORKER * (workers or available_cores()))))
     chunks = [order[start : start + size] for start in range(0, len(order), size)]
     # Processes of other machines begin in another folder.
     scenes = [replace(scene, path=scene.path.absolute()) for scene in scenes] if dask else scenes
     cut = partial(cut_chunk, scenes=scenes, options=replace(options, folder=options.folder.absolute()))
-    results: list[CutResult] = []
-    with tqdm(total=len(tasks), desc="cut patches", unit="unit", disable=None) as bar:
+    with tqdm(total=len(tasks), initial=len(results), desc="cut patches", unit="unit", disable=None) as bar:
         for part in each_chunk(cut, chunks, workers, dask, ledger):
             results += part
             bar.update(len(part))
@@ -168,12 +123,15 @@ def band_widths(tasks: Sequence[CutTask], scenes: Sequence[Scene]) -> list[int]:
 def cut_chunk(tasks: Sequence[CutTask], scenes: Sequence[Scene], options: CutOptions) -> list[CutResult]:
     """Cuts some units in this process."""
     check_shared_folder(options.folder.parent, "output folder")
-    reader = SceneReader(scenes)
+    reader, results = SceneReader(scenes), []
     try:
-        with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True, GDAL_CACHEMAX=BLOCK_CACHE_BYTES):
-            return [cut_unit(task, reader, options) for task in tasks]
+        with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True, GDAL_CACHEMAX=BLOCK_CACHE_BYTES), open_journal(options.folder) as journal:
+            for task in tasks:
+                results.append(cut_unit(task, reader, options))
+                note_in_journal(journal, results[-1])
     finally:
         reader.close()
+    return results
 
 
 def cut_unit(task: CutTask, reader: SceneReader, options: CutOptions) -> CutResult:
@@ -197,9 +155,11 @@ def cut_unit(task: CutTask, reader: SceneReader, options: CutOptions) -> CutResu
     if status != WRITTEN:
         return CutResult(row, None)
     blacken(values, valid)
-    name = f"{options.prefix}_{task.geocode}.tif"
-    write_patch(options.folder / name, values, valid, scene, candidate.window)
-    return CutResult(row._replace(path=name), band_sums(values, valid))
+    row = row._replace(path=f"{options.prefix}_{task.geocode}.tif")
+    content = encode_patch(values, valid, scene, candidate.window)
+    with replacing(options.folder / str(row.path), sync=False) as temporary:  # all are brought to the disk together; see run.unfinished
+        temporary.write_bytes(content)
+    return CutResult(row, band_sums(values, valid), hashlib.sha256(content).hexdigest())
 
 
 def outline_mask(candidate: Candidate, scene: Scene, all_touched: bool) -> np.ndarray:
@@ -228,8 +188,8 @@ def manifest_row(geocode: str, status: str, window: Window | None = None, scene:
     return row._replace(column_offset=window.col_off, row_offset=window.row_off, width=window.width, height=window.height)
 
 
-def write_patch(path: Path, values: np.ndarray, valid: np.ndarray, scene: Scene, window: Window) -> None:
-    """Writes a patch [num_bands, height, width].
+def encode_patch(values: np.ndarray, valid: np.ndarray, scene: Scene, window: Window) -> bytes:
+    """A patch [num_bands, height, width] as the bytes of a GeoTIFF. GDAL writes them in memory: on a full disk it would not always say so.
 
     0 marks missing pixels, as published. Where a valid pixel is 0 itself, the file carries a mask instead, so that nothing valid is lost.
     """
@@ -247,11 +207,13 @@ def write_patch(path: Path, values: np.ndarray, valid: np.ndarray, scene: Scene,
         "photometric": "MINISBLACK",
         "alpha": "NO",
     }
-    with replacing(path) as temporary, rasterio.open(temporary, "w", **profile) as patch:
-        patch.write(values)
-        patch.descriptions = scene.band_names
-        if not zero_is_free:
-            patch.write_mask(valid)
+    with MemoryFile() as file:
+        with file.open(**profile) as patch:
+            patch.write(values)
+            patch.descriptions = scene.band_names
+            if not zero_is_free:
+                patch.write_mask(valid)
+        return bytes(file.getbuffer())
 
 
 def band_sums(values: np.ndarray, valid: np.ndarray) -> BandSums:

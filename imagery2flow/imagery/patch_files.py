@@ -21,6 +21,7 @@ from imagery2flow.run.errors import BandError, InputError, MissingInputError, Ta
 from imagery2flow.run.geofiles import inside, open_raster, raster_env
 from imagery2flow.run.memory import Allocate
 from imagery2flow.run.stage import Ledger
+from imagery2flow.run.unfinished import unfinished_folders
 
 CHOOSE_BANDS = "choose among them with --bands"
 LONGEST_SIDE = 1 << 20  # pixels of a patch; what is longer is a damaged manifest
@@ -190,6 +191,10 @@ def find_paths(folder: Path, ledger: Ledger) -> dict[str, Path]:
                 f"{len(gone)} patches of {folder}/manifest.csv are gone ({shown(gone)}); run img_preprocessing.py again"
             )
     else:
+        if unfinished_folders(folder):
+            raise MissingInputError(
+                f"{folder} has no manifest.csv yet, because img_preprocessing.py has not come to its end; run the same command again"
+            )
         files = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."))
         paths = {path.stem.rsplit("_", 1)[-1]: path for path in files}
         if len(paths) < len(files):

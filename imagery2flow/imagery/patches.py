@@ -12,6 +12,7 @@ read: memory is bounded by the largest patch.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -32,16 +33,18 @@ from imagery2flow.imagery.cutting import (
     WRITTEN,
     Candidate,
     CutOptions,
-    CutResult,
     CutTask,
     cut_all,
 )
+from imagery2flow.imagery.journal import CutResult
 from imagery2flow.imagery.scene import Scene, check_scenes_agree, open_scene
 from imagery2flow.run.config import PreprocessingConfig
 from imagery2flow.run.errors import InputError, MissingInputError, shown
-from imagery2flow.run.files import check_output_folder, filling, read_table, write_json, write_table
+from imagery2flow.run.files import check_output_folder, read_table, write_json, write_table
 from imagery2flow.run.inspection import Inspection
-from imagery2flow.run.stage import Ledger
+from imagery2flow.run.lock import only_run
+from imagery2flow.run.stage import Ledger, installed_version
+from imagery2flow.run.unfinished import kept_parts, publish
 
 LARGEST_PATCH_BYTES = 4 << 30
 WELL_COVERED = 0.95  # share of a unit's pixels; units below are named in the ledger
@@ -59,7 +62,7 @@ def cut_patches(config: PreprocessingConfig, ledger: Ledger) -> Path:
     tasks = make_tasks(config, scenes, units, ledger)
     check_windows(tasks, scenes)
     folder = Path(config.output_tif_dir) / config.region / f"{config.tag}_{config.year}"
-    with filling(folder, last="manifest.csv") as temporary:
+    with only_run(folder), kept_parts(folder, what_patches_follow_from(config, scenes, tasks)) as temporary:
         prefix, keep_surroundings = f"{config.tag}_{config.year}", config.context_m is not None
         options = CutOptions(temporary, prefix, config.all_touched, keep_surroundings, config.min_valid)
         results = cut_all(tasks, scenes, options, config.workers, config.dask, ledger)
@@ -71,6 +74,7 @@ def cut_patches(config: PreprocessingConfig, ledger: Ledger) -> Path:
         manifest = pd.DataFrame([result.row for result in results])
         write_table(temporary / "manifest.csv", manifest.astype(dict.fromkeys(WINDOW_COLUMNS, "Int64")))
         write_json(temporary / "stats.json", collect_statistics(results, scenes, config))
+        publish(temporary, folder, last="manifest.csv")
     fill_ledger(ledger, results, folder)
     return folder / "run.json"
 
@@ -110,6 +114,29 @@ def open_scenes(paths: Sequence[str], opened: Callable[[str], Scene], with_units
     for scene in scenes if with_units else ():
         inspection.look(scene.path, areal_units.scene_crs, scene)
     return scenes
+
+
+def what_patches_follow_from(config: PreprocessingConfig, scenes: Sequence[Scene], tasks: Sequence[CutTask]) -> list[Any]:
+    """Settings, units and scenes, for their hash. Of the files only size and time of change: reading them takes as long as cutting."""
+    settings = {name: value for name, value in dataclasses.asdict(config).items() if name not in ("workers", "dask", "output_tif_dir")}
+    files = [str(Path(path).absolute()) for scene in scenes for path in scene_files(scene)]
+    states = [(path, state.st_size, state.st_mtime_ns) for path in files if (state := Path(path).stat())]
+    units = [
+        [task.geocode, *(value for each in task.candidates for value in (each.scene_number, *each.window.flatten(), outline_bytes(each)))]
+        for task in tasks
+    ]
+    return [settings, states, units, installed_version("imagery2flow")]
+
+
+def scene_files(scene: Scene) -> list[str]:
+    """The files that a scene lies in: itself, and what a mosaic (VRT) is made of."""
+    with rasterio.open(scene.path) as source:
+        return sorted(path for path in {*source.files, str(scene.path)} if Path(path).is_file())
+
+
+def outline_bytes(candidate: Candidate) -> bytes | None:
+    """The outline of a unit as bytes."""
+    return None if candidate.outline is None else shapely.to_wkb(candidate.outline)
 
 
 def describe_scene(scene: Scene, ledger: Ledger) -> None:

@@ -147,7 +147,7 @@ class EncoderConfig:
         accumulate: Parts in which a batch goes through the encoder, for batches too large for a device; the negatives stay those of the whole batch.
         patches_on: Where pixels are kept: on the device, in main memory (host), in a temporary file in --model_path (disk), or the first where they fit (auto).
         compile: Compile the encoder (torch.compile): on, off, or auto: on a GPU, in long runs, where a trial of both is faster compiled.
-        resume: Continue from the run's checkpoint if there is one.
+        resume: Continue from the run's checkpoint if there is one, and refuse one of other settings; false trains anew, over what is there.
         device: auto, cpu, cuda, cuda:N or mps.
         precision: bf16 where the device has it (auto), or one of the two.
         seed: Seed of everything random.
@@ -171,7 +171,7 @@ class EncoderConfig:
     accumulate: int = 1
     patches_on: Literal["auto", "device", "host", "disk"] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"
-    resume: bool = False
+    resume: bool = True
     device: str = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     seed: int = 42

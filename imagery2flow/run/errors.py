@@ -14,6 +14,7 @@ LONGEST_SHOWN = 200  # characters of one value in a message
 # What the system says of a path that it cannot use: no permission, a ring of links, a name too long, a file for a folder or the other way round.
 BAD_PATH = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR}
 FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # what the system says where no more can be written
+NOT_PERMITTED = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 class InputError(ValueError):
@@ -68,6 +69,11 @@ def first_sentence(error: BaseException) -> str:
 def as_clause(error: BaseException) -> str:
     """All that a library says of an error, as a part of one sentence."""
     return " ".join(str(error).split()).rstrip(".").replace(". ", "; ") or type(error).__name__
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device had no room: torch's error, by its name, because torch is not imported here."""
+    return any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__)
 
 
 class Faults:

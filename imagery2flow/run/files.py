@@ -1,7 +1,11 @@
-"""The one place that writes files: under a temporary name, then renamed, so that a reader never sees half a file."""
+"""The one place that writes files: under a temporary name, brought to the disk, then renamed.
+
+A reader never sees half a file, and a machine that loses its power leaves the file before or the whole new one.
+"""
 
 from __future__ import annotations
 
+import errno
 import gzip
 import hashlib
 import io
@@ -9,11 +13,13 @@ import json
 import math
 import os
 import platform
-import secrets
+import re
 import shutil
+import sys
 import warnings
 import zipfile
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -29,19 +35,68 @@ MISSING_NUMBERS = ["", "NA", "N/A", "n/a", "NaN", "nan", "NULL", "null", "None",
 TABLE_SUFFIXES = (".csv", ".csv.gz", ".parquet")
 LARGEST_UNPACKED_BYTES = 1 << 30  # below it, a gzipped table may unpack to any share of its size
 MOST_UNPACKED_SHARE = 100  # tables of ids and numbers reach 5 to 40
+CANNOT_SYNC = {errno.EINVAL, errno.ENOTSUP}  # file systems that know no such thing, or not for folders
+SYNCS_AT_ONCE = 16
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside ``path``; on success it is renamed to ``path``, on failure removed."""
+def replacing(path: Path, sync: bool = True) -> Iterator[Path]:
+    """Yields a temporary path beside ``path``; on success it is brought to the disk and renamed to ``path``, on failure removed.
+
+    Args:
+        path: File to write.
+        sync: Whether to wait for the disk. Thousands of small files are cheaper brought there together, by ``sync_files``, before a file that names them.
+    """
     # The suffix stays last because writers choose their format by it. Processes of several machines may share a number.
     temporary = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}{path.suffix}")
     try:
         yield temporary
+        if sync:
+            sync_file(temporary)
         temporary.replace(path)
+        if sync:
+            sync_file(path.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def sync_file(path: Path) -> None:
+    """Waits until a file's content, or a folder's names, are on the disk."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    except OSError as error:
+        if error.errno not in CANNOT_SYNC:
+            raise
+    finally:
+        os.close(number)
+
+
+def sync_files(paths: Iterable[Path]) -> None:
+    """The same for many files: asked for together, they reach the disk in a fraction of the time."""
+    with ThreadPoolExecutor(SYNCS_AT_ONCE) as pool:
+        list(pool.map(sync_file, paths))
+
+
+def remove_halves(folder: Path) -> None:
+    """Removes the temporary files that killed processes of this machine left in a folder."""
+    name = re.compile(rf"\..+\.{re.escape(platform.node())}\.(\d+)(\.[^.]+)?")
+    for path in folder.glob(".*"):
+        found = name.fullmatch(path.name)
+        if found and not is_running(int(found[1])):
+            path.unlink(missing_ok=True)
+
+
+def is_running(process_id: int) -> bool:
+    """Whether a process of this machine runs."""
+    try:
+        os.kill(process_id, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it runs, as another user's
+        return True
+    return True
 
 
 @contextmanager
@@ -67,9 +122,7 @@ def replacing_by_gdal(path: Path) -> Iterator[Path]:
 
 def write_json(path: Path, content: Any) -> None:
     """Writes JSON with sorted keys, so that equal content gives equal bytes; a number that does not exist (NaN) is null."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(strict_json(content), indent=2, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(strict_json(content), indent=2, sort_keys=True, allow_nan=False) + "\n")
 
 
 def strict_json(content: Any) -> Any:
@@ -91,10 +144,56 @@ def save_tensors(path: Path, content: dict[str, Any]) -> None:
     import torch
 
     buffer = io.BytesIO()
-    torch.save(content, buffer)
+    torch.save(unshared(content), buffer)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         temporary.write_bytes(buffer.getbuffer())
+
+
+def unshared(content: Any) -> Any:
+    """The same content on the CPU, in new containers, with one copy of each text: pickle writes whether two are one object, which loading changes."""
+    if isinstance(content, dict):
+        return {unshared(key): unshared(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return type(content)([unshared(value) for value in content])
+    if hasattr(content, "detach"):  # a tensor; torch is not imported here
+        return content.detach().cpu()
+    return sys.intern(str(content)) if isinstance(content, str) else content
+
+
+def content_hash(content: Any) -> str:
+    """Hash of tensors, arrays, plain values and containers of them, the same wherever and in whatever order of keys they were made."""
+    found = hashlib.sha256()
+    add_to_hash(found, content)
+    return found.hexdigest()
+
+
+def add_to_hash(found: Any, content: Any) -> None:
+    """Feeds content to a hash, with what tells one structure from another."""
+    import numpy as np
+
+    if hasattr(content, "detach"):
+        content = content.detach().cpu().numpy()
+    if isinstance(content, np.generic):
+        content = content.item()
+    if isinstance(content, np.ndarray) and content.dtype != object:
+        found.update(f"array {content.dtype} {content.shape} ".encode())
+        found.update(np.ascontiguousarray(content).data)
+    elif isinstance(content, dict):
+        found.update(f"dict {len(content)} ".encode())
+        for key in sorted(content, key=str):
+            add_to_hash(found, key)
+            add_to_hash(found, content[key])
+    elif isinstance(content, list | tuple):
+        found.update(f"list {len(content)} ".encode())
+        for value in content:
+            add_to_hash(found, value)
+    elif isinstance(content, bytes):
+        found.update(f"bytes {len(content)} ".encode() + content)
+    else:
+        assert content is None or isinstance(content, str | int | float), f"no content that can be hashed: {type(content)}"
+        text = repr(content).encode()
+        found.update(f"value {len(text)} ".encode() + text)
 
 
 def as_tensors(item: Any) -> dict[str, Any]:
@@ -341,31 +440,11 @@ def deepest_existing(path: Path) -> Path:
     return next(candidate for candidate in (path, *path.absolute().parents) if candidate.exists())
 
 
-@contextmanager
-def filling(folder: Path, last: str) -> Iterator[Path]:
-    """Yields a temporary folder; on success it becomes ``folder``, or its files move into the one that is there; on failure nothing is left of them.
-
-    The file ``last``, which tells what the folder holds, moves last: it never speaks of files that are not there yet.
-    """
-    # Not tempfile.mkdtemp, whose folders only their owner may read.
-    temporary = deepest_existing(folder) / f".{folder.name}.{secrets.token_hex(4)}"
-    temporary.mkdir()
-    try:
-        yield temporary
-        for half in temporary.glob(".*"):  # of a killed process; see replacing
-            half.unlink()
-        if not folder.exists():
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            temporary.replace(folder)
-            return
-        for path in sorted(temporary.iterdir(), key=lambda path: path.name == last):
-            path.replace(folder / path.name)
-    finally:
-        if temporary.exists():
-            # Renamed before it is emptied: a worker of another machine that is cut off may still write, and could fill it again meanwhile.
-            abandoned = temporary.with_name(f"{temporary.name}.abandoned")
-            temporary.replace(abandoned)
-            shutil.rmtree(abandoned, ignore_errors=True)
+def write_text(path: Path, text: str) -> None:
+    """Writes text as UTF-8."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def write_table(path: Path, table: pd.DataFrame, index: bool = False) -> None:
@@ -376,6 +455,18 @@ def write_table(path: Path, table: pd.DataFrame, index: bool = False) -> None:
             table.to_parquet(temporary, index=index)
         else:
             table.to_csv(temporary, index=index)
+
+
+def give_second_name(path: Path, other: Path) -> None:
+    """Lets ``other`` name the same file as ``path``, which costs nothing; a copy where the file system has no such thing."""
+    if other.is_file() and other.samefile(path):
+        return  # a rename of one name of a file to another of it would do nothing, and leave the temporary one
+    with replacing(other) as temporary:
+        temporary.unlink(missing_ok=True)
+        try:
+            os.link(path, temporary)
+        except OSError:
+            shutil.copyfile(path, temporary)
 
 
 class TableWriter:

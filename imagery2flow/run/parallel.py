@@ -10,6 +10,8 @@ import logging
 import multiprocessing
 import os
 import platform
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -73,7 +75,8 @@ def in_processes(
     for restart in range(RESTARTS + 1):
         if restart:
             ledger.note(f"a worker process was killed; {len(waiting):,} chunks of work begin again (restart {restart} of {RESTARTS})")
-        pool = ProcessPoolExecutor(min(workers, len(waiting)), multiprocessing.get_context(start_method))
+        others = set(multiprocessing.active_children())
+        pool = ProcessPoolExecutor(min(workers, len(waiting)), multiprocessing.get_context(start_method), initializer=end_with_parent)
         try:
             numbers = {pool.submit(function, chunk): number for number, chunk in waiting.items()}
             for future in as_completed(numbers):
@@ -83,6 +86,10 @@ def in_processes(
                 yield future.result()
         except BrokenProcessPool:  # killed before all chunks were handed over
             pass
+        except BaseException:  # Ctrl-C, SIGTERM, a full disk: chunks that are begun are not waited for
+            for worker in set(multiprocessing.active_children()) - others:
+                worker.terminate()
+            raise
         finally:
             pool.shutdown(cancel_futures=True)
         if not waiting:
@@ -90,6 +97,20 @@ def in_processes(
     raise InputError(
         f"worker processes were killed {RESTARTS + 1} times, most likely because the memory ran out; use fewer of them than --workers {workers}"
     )
+
+
+def end_with_parent() -> None:
+    """Prepares a worker: it ends when the process that started it does, however that ends, and leaves Ctrl-C and SIGTERM to that one."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def on_cluster(function: Callable[[Chunk], Result], chunks: Sequence[Chunk], address: str, ledger: Ledger) -> Iterator[Result]:

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from imagery2flow.run.errors import BAD_PATH, FULL_DISK, InputError, first_sentence, shown
+from imagery2flow.run.errors import BAD_PATH, FULL_DISK, InputError, first_sentence, is_out_of_memory, shown
 from imagery2flow.run.files import sha256, write_json
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -81,40 +81,51 @@ class Ledger:
 
 
 def run_stage(stage: str, config: Config, work: Callable[[Config, Ledger], Path | None]) -> int:
-    """Runs the work of a stage and returns the exit status: 0 done, 2 input error or full disk, 130 Ctrl-C, 143 stopped by SIGTERM after saving."""
+    """Runs the work of a stage and returns the exit status.
+
+    That is 0 done, 2 input error, full disk, place without permission or too little memory, 130 Ctrl-C, 143 SIGTERM; then what is finished is saved.
+    """
     ledger = Ledger(stage, quiet=not is_first_process())
     started = time.perf_counter()
     try:
-        run_file = work(config, ledger)
-        if run_file is not None and is_first_process():
-            write_json(run_file, provenance(config, ledger, time.perf_counter() - started))
-    except InputError as error:
-        print(f"{stage}: error: {error}", file=sys.stderr)
-        return STATUS_INPUT_ERROR
-    except OSError as error:
-        if error.errno not in FULL_DISK | BAD_PATH:
-            raise
-        if error.errno in FULL_DISK:
-            problem = f"a disk is full ({first_sentence(error)}); make room, or name another folder, and run the same command again"
-        else:
-            problem = f"the system cannot use a path ({first_sentence(error)}); check its name, its links and its permissions"
-        print(f"{stage}: error: {problem}", file=sys.stderr)
-        return STATUS_INPUT_ERROR
-    except MemoryError as error:
-        problem = f"memory does not suffice ({first_sentence(error)}); check that the sizes in the input are true, or take a larger machine"
-        print(f"{stage}: error: {problem}", file=sys.stderr)
-        return STATUS_INPUT_ERROR
+        with stopping_at_sigterm("what is finished is kept, and the same command goes on"):
+            run_file = work(config, ledger)
+            if run_file is not None and is_first_process():
+                write_json(run_file, provenance(config, ledger, time.perf_counter() - started))
     except KeyboardInterrupt:
         ledger.say("stopped by Ctrl-C")
         return STATUS_INTERRUPTED
     except Terminated as stopped:
         ledger.say(f"stopped by SIGTERM: {stopped}")
         return STATUS_TERMINATED
+    except Exception as error:
+        sentence = sentence_for_user(error)
+        if sentence is None:
+            raise
+        print(f"{stage}: error: {sentence}", file=sys.stderr)
+        return STATUS_INPUT_ERROR
     if run_file is None:
         return 0
     ledger.say(ledger.summary())
     ledger.say(f"settings, versions and input hashes: {run_file}")
     return 0
+
+
+def sentence_for_user(error: Exception) -> str | None:
+    """What the user reads of an error that can be mended outside the program; None for a defect of ours."""
+    if isinstance(error, InputError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno in FULL_DISK:
+        return f"a disk is full ({first_sentence(error)}); make room, or name another folder, and run the same command again"
+    if isinstance(error, OSError) and error.errno in BAD_PATH:
+        return (
+            f"the system cannot use a path ({first_sentence(error)}); check its name, its links and its permissions, or name another folder"
+        )
+    if isinstance(error, MemoryError):
+        return f"memory does not suffice ({first_sentence(error)}); check that the sizes in the input are true, use fewer --workers, or take a larger machine"
+    if is_out_of_memory(error):
+        return f"the memory of the device is full ({first_sentence(error)}); free it of other programs, or compute with --device cpu"
+    return None
 
 
 def is_first_process() -> bool:

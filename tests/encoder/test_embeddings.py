@@ -11,7 +11,7 @@ import torch
 
 from imagery2flow.encoder import embeddings
 from imagery2flow.encoder.checkpoint import load_encoder
-from imagery2flow.encoder.embeddings import EmbeddingJob, embed_chunk, make_embeddings
+from imagery2flow.encoder.embeddings import EmbeddingJob, embed_and_keep, embed_chunk, make_embeddings
 from imagery2flow.encoder.features import embed
 from imagery2flow.imagery.patch_files import PatchFiles, find_patches, load_patches
 from imagery2flow.imagery.pyramid import build_pyramid
@@ -125,6 +125,7 @@ def test_own_statistics_make_the_vectors_blind_to_the_scale(trained, tmp_path, l
 def test_an_unfinished_encoder_is_named(trained, folder, tmp_path, ledger):
     content = torch.load(trained.checkpoint, weights_only=True)
     content["config"]["total_epoch"] = 9
+    del content["sha256"]
     torch.save(content, tmp_path / "unfinished.pth")
     config = EmbeddingConfig(
         data_path=str(folder), output_path=str(tmp_path / "out.csv"), ckpt="unfinished.pth", model_path=str(tmp_path), device="cpu"
@@ -191,11 +192,11 @@ def test_chunks_hold_every_patch_once_in_order(num_pixels, workers, sizes, tmp_p
     assert [len(chunk.paths) for chunk in chunks] == [len(chunk.num_pixels) for chunk in chunks] == sizes
 
 
-def killed_half_way(job, chunk):
+def killed_half_way(job, chunk_and_path):
     """Embeds patches, but the process that is the first to reach patch 00003 is killed when it has done so."""
     marker = Path(job.config.output_path).with_suffix(".killed")
-    found = embed_chunk(job, chunk)
-    if "00003" in chunk.paths and not marker.exists():
+    found = embed_and_keep(job, chunk_and_path)
+    if "00003" in chunk_and_path[0].paths and not marker.exists():
         marker.touch()
         os.kill(os.getpid(), signal.SIGKILL)
     return found
@@ -204,7 +205,7 @@ def killed_half_way(job, chunk):
 @pytest.mark.parametrize("where", ["processes", "cluster"])
 def test_a_killed_process_loses_no_vector_and_doubles_none(trained, folder, tmp_path, ledger, monkeypatch, request, where):
     alone = make_table(trained, folder, tmp_path / "alone.csv", ledger)
-    monkeypatch.setattr(embeddings, "embed_chunk", killed_half_way)
+    monkeypatch.setattr(embeddings, "embed_and_keep", killed_half_way)
     dask = request.getfixturevalue("cluster").scheduler_address if where == "cluster" else None
     together = make_table(trained, folder, tmp_path / "together.csv", ledger, workers=2, dask=dask)
     assert (tmp_path / "together.killed").exists()
@@ -237,3 +238,44 @@ def test_a_batch_that_a_gpu_has_no_room_for_is_halved(trained, folder, ledger):
     asked.clear()
     with pytest.raises(torch.cuda.OutOfMemoryError):
         embed(lambda views: small(views.repeat(3, 1, 1, 1)), pyramid, record.view_size, 1)
+
+
+def test_a_stopped_run_embeds_only_what_is_not_done_and_damaged_chunks_again(trained, folder, tmp_path, ledger, monkeypatch):
+    monkeypatch.setattr(embeddings, "PIXELS_PER_CHUNK", 1)  # a patch per chunk
+    alone = make_table(trained, folder, tmp_path / "alone.csv", ledger)
+    inner, done = embeddings.embed_chunk, []
+
+    def embed_some(job, chunk, most):
+        if len(done) == most:
+            raise KeyboardInterrupt
+        done.extend(chunk.paths)
+        return inner(job, chunk)
+
+    monkeypatch.setattr(embeddings, "embed_chunk", lambda job, chunk: embed_some(job, chunk, 4))
+    with pytest.raises(KeyboardInterrupt):
+        make_table(trained, folder, tmp_path / "stopped.csv", ledger)
+    kept = sorted(tmp_path.glob(".stopped.csv.*.unfinished/*.npz"))
+    assert len(kept) == 4
+    content = bytearray(kept[0].read_bytes())
+    content[len(content) // 2] ^= 1
+    kept[0].write_bytes(content)
+    done.clear()
+    monkeypatch.setattr(embeddings, "embed_chunk", lambda job, chunk: embed_some(job, chunk, 99))
+    pd.testing.assert_frame_equal(make_table(trained, folder, tmp_path / "stopped.csv", ledger), alone)
+    assert len(done) == 4  # the other three, and the damaged one
+    assert any("3 of 7 chunks of patches were done" in note for note in ledger.notes)
+    assert not list(tmp_path.glob(".stopped*"))
+
+
+def test_a_vector_that_is_no_number_is_refused_with_its_patch(trained, folder, tmp_path, ledger, monkeypatch):
+    inner = embeddings.embed_chunk
+
+    def spoiled(job, chunk):
+        part = inner(job, chunk)
+        part.vectors[2, 5] = np.nan
+        return part
+
+    monkeypatch.setattr(embeddings, "embed_chunk", spoiled)
+    with pytest.raises(InputError, match=r"vectors of 1 patches are no numbers \(00002\)"):
+        make_table(trained, folder, tmp_path / "out.csv", ledger)
+    assert not list(tmp_path.glob("*out.csv*"))

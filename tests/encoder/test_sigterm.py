@@ -35,7 +35,7 @@ def test_sigterm_saves_ends_with_143_and_resume_goes_on(tmp_path, ledger):
                 process.send_signal(signal.SIGTERM)
     assert process.returncode == 143, said
     assert "stopped by SIGTERM" in said
-    assert "continue with --resume" in said
+    assert "the same command goes on" in said
     checkpoint = torch.load(tmp_path / f"run_img_{TOTAL_EPOCH}.pth", weights_only=True)
     assert 1 <= checkpoint["epoch"] < TOTAL_EPOCH
     assert not (tmp_path / f"run_img_{TOTAL_EPOCH}_run.json").exists()

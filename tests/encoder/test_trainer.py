@@ -8,6 +8,7 @@ import torch
 
 from imagery2flow.encoder import compiling
 from imagery2flow.encoder import trainer as trainer_module
+from imagery2flow.encoder.checkpoint import best_path, find_checkpoint, load_checkpoint, previous_path
 from imagery2flow.encoder.loading import ViewLoader
 from imagery2flow.encoder.trainer import Trainer, kept_buffers, learning_rate
 from imagery2flow.imagery.views import embedding_views
@@ -57,7 +58,7 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(tmp_path, tiny_ba
     images = draw_images(10)  # batches of 4, 3, 3
     whole = train(tmp_path / "whole", images)
     stopped = make_trainer(tmp_path / "stopped", images)
-    with pytest.raises(Terminated, match=r"small_img_2.pth holds epoch ., step .; continue with --resume"):
+    with pytest.raises(Terminated, match=r"small_img_2.pth holds epoch ., step .; the same command goes on"):
         stopped.run(StopAfter(steps))
     position = torch.load(stopped.path, weights_only=True)
     assert (position["epoch"], position["step"]) == ((steps - 1) // 3, (steps - 1) % 3 + 1)
@@ -188,7 +189,7 @@ def test_the_loss_falls_below_chance_on_patches_of_different_colour(tmp_path, ti
 
 def test_resuming_with_other_settings_names_what_changed(tmp_path, tiny_backbone):
     train(tmp_path, draw_images(6), lr=0.01)
-    with pytest.raises(InputError, match=r"--resume: .*small_img_2.pth .*\(lr 0.01 there, 0.02 now; batch_size 4 there, 6 now\)"):
+    with pytest.raises(InputError, match=r"small_img_2.pth .*\(lr 0.01 there, 0.02 now; batch_size 4 there, 6 now\)"):
         make_trainer(tmp_path, draw_images(6), lr=0.02, batch_size=6).resume()
     with pytest.raises(InputError, match="views"):
         make_trainer(tmp_path, draw_images(6), lr=0.01, views=ViewConfig(gain=0.2)).resume()
@@ -247,7 +248,7 @@ def test_pixels_that_are_streamed_give_the_run_of_pixels_on_the_device(tmp_path,
     monkeypatch.setattr(ViewLoader, "streams", True)
     train(tmp_path / "disk", images, patches_on="disk")
     assert_equal_runs(*(tmp_path / place / "small_img_2.pth" for place in ("device", "disk")))
-    assert [path.name for path in (tmp_path / "disk").iterdir()] == ["small_img_2.pth", "small_img_2_metrics.csv"]
+    assert sorted(path.name for path in (tmp_path / "disk").iterdir()) == sorted(path.name for path in (tmp_path / "device").iterdir())
 
 
 def notes_of(trainer):
@@ -306,3 +307,95 @@ def test_short_runs_and_runs_on_a_cpu_are_not_compiled_unasked(tmp_path, tiny_ba
     assert notes_of(make_trainer(tmp_path, draw_images(8))) == []
     monkeypatch.setattr(compiling, "LONG_RUN_STEPS", 1)
     assert notes_of(make_trainer(tmp_path / "long", draw_images(8))) == []
+
+
+def damage(path: Path):
+    """Changes a weight of a checkpoint, and nothing that torch could see."""
+    content = torch.load(path, weights_only=True)
+    next(tensor for tensor in content["model"].values() if tensor.is_floating_point())[0] += 1
+    torch.save(content, path)
+
+
+def test_the_last_two_and_the_best_checkpoint_stay_and_load(tmp_path, tiny_backbone):
+    trainer = train(tmp_path, draw_images(6), total_epoch=4, lr=0.02)
+    losses = [row["loss"] for row in trainer.history]
+    kept = {
+        name: load_checkpoint(path)
+        for name, path in (("last", trainer.path), ("previous", previous_path(trainer.path)), ("best", best_path(trainer.path)))
+    }
+    assert (kept["last"]["epoch"], kept["previous"]["epoch"]) == (4, 3)
+    assert kept["best"]["epoch"] == int(np.argmin(losses)) + 1
+    assert all(content["step"] == 0 for content in kept.values())
+    assert find_checkpoint(None, str(tmp_path), "small") == trainer.path
+
+
+def test_a_damaged_checkpoint_is_told_by_its_checksum_and_the_one_before_is_taken(tmp_path, tiny_backbone):
+    images = draw_images(6)
+    whole = train(tmp_path / "whole", images, total_epoch=3)
+    train(tmp_path / "other", images, total_epoch=3)
+    resumed = make_trainer(tmp_path / "other", images, total_epoch=3)
+    damage(resumed.path)
+    resumed.resume()
+    assert resumed.epoch == 2
+    assert any(
+        note.startswith("warning: ") and "is damaged" in note and "small_img_3_previous.pth" in note for note in resumed.ledger.notes
+    )
+    resumed.run(StopAfter())
+    for path in (whole.path, previous_path(whole.path), best_path(whole.path)):
+        assert_equal_runs(path, tmp_path / "other" / path.name)
+    damage(resumed.path)
+    previous_path(resumed.path).unlink()
+    with pytest.raises(InputError, match=r"is damaged: .*--resume false"):
+        make_trainer(tmp_path / "other", images, total_epoch=3).resume()
+
+
+@pytest.mark.parametrize("steps", [2, 4])
+def test_a_loss_that_is_no_number_ends_the_run_with_batch_and_patches_and_keeps_the_last_good_checkpoint(
+    tmp_path, tiny_backbone, monkeypatch, steps
+):
+    trainer, seen = make_trainer(tmp_path, draw_images(10), total_epoch=3), []  # batches of 4, 3, 3
+    contrast = trainer.contrast
+
+    def spoiled(*arguments):
+        seen.append(None)
+        loss, retrieval = contrast(*arguments)
+        return loss * (math.nan if len(seen) == steps else 1.0), retrieval
+
+    monkeypatch.setattr(trainer, "contrast", spoiled)
+    epoch, batch = divmod(steps - 1, 3)
+    trainer.epoch = epoch
+    ids = [trainer.geocodes[number] for number in trainer.batches()[batch].tolist()]
+    trainer.epoch = 0
+    with pytest.raises(
+        InputError, match=rf"no number from epoch {epoch + 1}, batch {batch + 1} on \(patches {', '.join(ids)}\); lower --lr"
+    ):
+        trainer.run(StopAfter())
+    assert trainer.path.exists() == (epoch > 0)
+    if epoch:
+        assert load_checkpoint(trainer.path)["epoch"] == epoch
+
+
+def test_weights_that_are_no_numbers_do_not_reach_a_checkpoint(tmp_path, tiny_backbone, monkeypatch):
+    trainer = make_trainer(tmp_path, draw_images(4), total_epoch=1)
+    step = trainer.optimizer.step
+
+    def spoiled():
+        step()
+        with torch.no_grad():
+            next(trainer.model.parameters())[0] = math.inf
+
+    monkeypatch.setattr(trainer.optimizer, "step", spoiled)
+    with pytest.raises(InputError, match=r"weights are no numbers after epoch 1, batch 1 \(patches"):
+        trainer.run(StopAfter())
+    assert not trainer.path.exists()
+
+
+def test_too_little_memory_ends_with_the_advice_that_fits(tmp_path, tiny_backbone, monkeypatch):
+    trainer = make_trainer(tmp_path, draw_images(6), accumulate=2)
+
+    def full(*_):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+    monkeypatch.setattr(trainer, "train_step", full)
+    with pytest.raises(InputError, match=r"memory of cpu is full in epoch 1, .* use --accumulate 4, .*lower --batch_size"):
+        trainer.run(StopAfter())

@@ -8,11 +8,11 @@ from imagery2flow.run.errors import BandError, InputError
 from .conftest import draw_images, small_config, write_patches
 
 
-def test_resuming_without_a_checkpoint_says_so_and_starts_anew(tmp_path, tiny_backbone, ledger):
+def test_resuming_without_a_checkpoint_starts_anew(tmp_path, tiny_backbone, ledger):
     write_patches(tmp_path / "patches", draw_images(4))
     config = small_config(data_path=str(tmp_path / "patches"), model_path=str(tmp_path), total_epoch=1, resume=True)
     assert train_encoder(config, ledger) == tmp_path / "small_img_1_run.json"
-    assert any("nothing to resume" in note for note in ledger.notes)
+    assert not any("resumed" in note for note in ledger.notes)
     assert ledger.came_in == {"patches": 4}
     assert ledger.went_out == {"epochs": 1}
 

@@ -1,10 +1,12 @@
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 
+from imagery2flow.flows import fitting
 from imagery2flow.flows.epochs import learning_rate
 from imagery2flow.flows.fitting import NetworkFitting
 from imagery2flow.flows.sampling import PairSample, every_pair
@@ -166,3 +168,87 @@ def test_the_network_begins_at_the_level_of_the_flows():
     zeros = PairSample(flows, weight)
     fitting = NetworkFitting(config, region, fit_scaling(region, True, 0), zeros, every_pair(flows), torch.device("cpu"))
     assert 2 ** fitting.model.offset.item() == pytest.approx((weight * flows.count).sum() / weight.sum(), rel=1e-4)
+
+
+class KilledAt:
+    """Ends a training when it has run so many epochs, as a kill would."""
+
+    def __init__(self, monkeypatch, epochs):
+        inner, self.ran = NetworkFitting.run_epoch, []
+
+        def run_epoch(fitting, epoch):
+            if len(self.ran) == epochs:
+                raise KeyboardInterrupt
+            self.ran.append(epoch)
+            return inner(fitting, epoch)
+
+        monkeypatch.setattr(NetworkFitting, "run_epoch", run_epoch)
+
+
+@pytest.mark.parametrize("changes", [{}, {"loss": "balanced_mse", "dropout": 0.3}, {"patience": 3, "lr": 0.05}])
+def test_a_killed_training_goes_on_at_its_checkpoint_and_ends_with_the_same_bytes(town, monkeypatch, changes):
+    monkeypatch.setattr(fitting, "CHECKPOINT_EVERY_S", 0.0)
+    whole = train(town, monkeypatch, max_epochs=6, **changes)
+    shutil.rmtree(town / MODEL)
+    with monkeypatch.context() as first, pytest.raises(KeyboardInterrupt):
+        KilledAt(first, 2)
+        train(town, first, max_epochs=6, **changes)
+    (unfinished,) = (town / "outputs").glob(".default.*.unfinished")
+    with monkeypatch.context() as second:
+        ran = KilledAt(second, None).ran
+        assert train(town, second, max_epochs=6, **changes) == whole
+    assert ran[0] == 2
+    assert not unfinished.exists()
+
+
+def test_other_data_and_damaged_checkpoints_begin_anew(town, monkeypatch):
+    monkeypatch.setattr(fitting, "CHECKPOINT_EVERY_S", 0.0)
+
+    def stop_and_go_on(between):
+        with monkeypatch.context() as first, pytest.raises(KeyboardInterrupt):
+            KilledAt(first, 2)
+            train(town, first)
+        (checkpoint,) = (town / "outputs").glob(".default.*.unfinished/network_*.pt")
+        between(checkpoint)
+        with monkeypatch.context() as second:
+            ran = KilledAt(second, None).ran
+            train(town, second)
+        return ran[0]
+
+    def change_features(_):
+        table = town / "town.csv"
+        features = read(table)
+        features["0"] += np.arange(len(features))
+        features.to_csv(table, index=False)
+
+    def damage(checkpoint):
+        content = torch.load(checkpoint, weights_only=True)
+        content["epoch"] = 1
+        torch.save(content, checkpoint)
+
+    assert stop_and_go_on(lambda _: None) == 2
+    assert stop_and_go_on(damage) == 0
+    assert stop_and_go_on(lambda checkpoint: checkpoint.write_bytes(checkpoint.read_bytes()[:100])) == 0
+    assert stop_and_go_on(change_features) == 0
+
+
+def test_a_loss_that_is_no_number_names_epoch_batch_and_origins(town, monkeypatch):
+    inner, seen = NetworkFitting.loss, []
+
+    def spoiled(run, predicted, batch):
+        seen.append(sorted({run.geocodes[unit] for unit in batch.origin.tolist()}))
+        return inner(run, predicted, batch) * (np.nan if len(seen) == 2 else 1.0)
+
+    monkeypatch.setattr(NetworkFitting, "loss", spoiled)
+    with pytest.raises(InputError, match="training diverged: the loss is no number from epoch 1, batch 2 ") as found:
+        train(town, monkeypatch)
+    assert f"(origins {', '.join(seen[1][:5])} and " in str(found.value)
+
+
+def test_too_little_memory_ends_with_advice(town, monkeypatch):
+    def full(*_):
+        raise torch.cuda.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(NetworkFitting, "loss", full)
+    with pytest.raises(InputError, match="memory of cpu is full in epoch 1, with batches of 64 pairs; use a lower --batch_size"):
+        train(town, monkeypatch)

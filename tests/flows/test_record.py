@@ -240,3 +240,30 @@ def test_commuters_are_computed_in_double_precision_on_the_cpu():
 def test_a_stored_model_knows_its_encoder(tmp_path, record, encoder):
     save_record(tmp_path, dataclasses.replace(record, encoder=encoder))
     assert load_record(tmp_path, CPU).encoder == encoder
+
+
+def test_a_device_without_room_predicts_in_smaller_blocks(region, record, monkeypatch, capsys):
+    embedded, pairs = record.embed(region), region.flows
+    expected = record.predict(embedded, pairs, ["bilinear"])["bilinear"]
+    inner, asked = FlowRecord.predict_in_blocks, []
+
+    def small(found, hidden, pairs, distance, size):
+        asked.append(size)
+        if size > 100:
+            raise torch.cuda.OutOfMemoryError("no room")
+        return inner(found, hidden, pairs, distance, size)
+
+    monkeypatch.setattr(FlowRecord, "predict_in_blocks", small)
+    monkeypatch.setattr(record_module, "PAIRS_PER_BLOCK", 400)
+    np.testing.assert_allclose(record.predict(embedded, pairs, ["bilinear"])["bilinear"], expected, rtol=1e-6)
+    assert asked == [400, 200, 100]
+    assert "the memory of cpu is full: going on with 100 pairs at once" in capsys.readouterr().err
+
+
+def test_a_flow_that_is_no_number_is_refused_with_its_pair(region, record, monkeypatch):
+    values = np.ones(len(region.flows))
+    values[3] = np.inf
+    monkeypatch.setattr(FlowRecord, "predict_bilinear", lambda *_: values)
+    origin, destination = (GEOCODES[side[3]] for side in (region.flows.origin, region.flows.destination))
+    with pytest.raises(InputError, match=rf"decoder bilinear predicts no number for 1 pairs \({origin} to {destination}\)"):
+        record.predict(record.embed(region), region.flows)

@@ -188,7 +188,9 @@ def test_two_processes_write_the_same_bytes_as_one(tmp_path, write_scene, write_
     scene, units = write_scene(noise(2, 40, 40, "float32") / 7), write_units(irregular_shapes())
     pools: list[int] = []
     start_pool = parallel.ProcessPoolExecutor
-    monkeypatch.setattr(parallel, "ProcessPoolExecutor", lambda workers, *context: pools.append(workers) or start_pool(workers, *context))
+    monkeypatch.setattr(
+        parallel, "ProcessPoolExecutor", lambda workers, *context, **more: pools.append(workers) or start_pool(workers, *context, **more)
+    )
     one, manifest, _ = cut(tmp_path / "one", scene, units, workers=1)
     two, _, _ = cut(tmp_path / "two", scene, units, workers=2)
     assert pools == [2]

@@ -1,7 +1,6 @@
 import json
 import os
 import pickle
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +13,9 @@ from imagery2flow.run.errors import InputError, MissingInputError
 from imagery2flow.run.files import (
     TableWriter,
     check_table_suffix,
+    content_hash,
     existing_file,
-    filling,
+    give_second_name,
     load_tensors,
     read_table,
     replacing,
@@ -246,41 +246,28 @@ def test_json_holds_no_number_that_strict_readers_refuse(tmp_path):
     assert content == {"a": [1.5, None, None], "b": {"c": "inf"}, "d": ["-inf", None, True]}
 
 
-def test_a_folder_is_filled_without_the_half_files_of_killed_processes_and_its_last_file_comes_last(tmp_path, monkeypatch):
-    moved = []
-    replace = Path.replace
-    (tmp_path / "out").mkdir()
-    with filling(tmp_path / "out", last="a.csv") as temporary:
-        for name in ("a.csv", "b.tif", ".c.tif.machine.1.tif"):
-            (temporary / name).touch()
-        monkeypatch.setattr(Path, "replace", lambda path, target: moved.append(path.name) or replace(path, target))
-    assert names(tmp_path / "out") == ["a.csv", "b.tif"]
-    assert moved[:2] == ["b.tif", "a.csv"]
-    assert names(tmp_path) == ["out"]
+@pytest.mark.parametrize("has_links", [True, False])
+def test_a_second_name_holds_the_same_whatever_becomes_of_the_first(tmp_path, monkeypatch, has_links):
+    def refuse(*_):
+        raise PermissionError
+
+    if not has_links:
+        monkeypatch.setattr(os, "link", refuse)
+    first, second = tmp_path / "a", tmp_path / "b"
+    first.write_text("one")
+    second.write_text("before")
+    for _ in range(2):  # a second time nothing is to be done, and nothing is left behind
+        give_second_name(first, second)
+        assert (names(tmp_path), second.read_text()) == (["a", "b"], "one")
+    with replacing(first) as temporary:
+        temporary.write_text("two")
+    assert second.read_text() == "one"
 
 
-def test_a_folder_that_is_not_there_yet_comes_at_once_with_everything_in_it_and_everybody_may_read_it(tmp_path):
-    with filling(tmp_path / "deep" / "out", last="a.csv") as temporary:
-        for name in ("a.csv", "b.tif", ".c.tif.machine.1.tif"):
-            (temporary / name).touch()
-        assert not (tmp_path / "deep").exists()
-    assert names(tmp_path / "deep" / "out") == ["a.csv", "b.tif"]
-    assert names(tmp_path) == ["deep"]
-    assert (tmp_path / "deep" / "out").stat().st_mode == tmp_path.joinpath("deep").stat().st_mode
-
-
-def test_who_still_writes_does_not_bring_an_abandoned_folder_back(tmp_path, monkeypatch):
-    remove = shutil.rmtree
-
-    def remove_while_another_writes(path: Path, **how) -> None:
-        with pytest.raises(FileNotFoundError):
-            (folders[0] / "late.tif").touch()
-        remove(path, **how)
-
-    monkeypatch.setattr(shutil, "rmtree", remove_while_another_writes)
-    folders = []
-    with pytest.raises(ValueError), filling(tmp_path / "out", last="a.csv") as temporary:
-        folders.append(temporary)
-        (temporary / "b.tif").touch()
-        raise ValueError
-    assert names(tmp_path) == []
+def test_equal_content_has_one_hash_and_other_content_another():
+    content = {"a": [1, 2.5, None, "x"], "b": torch.arange(4.0), "c": (np.int64(3), b"y", True)}
+    same = {"c": [3, b"y", True], "b": np.arange(4, dtype=np.float32), "a": (1, 2.5, None, "x")}
+    assert content_hash(content) == content_hash(same)
+    others = [{**content, "a": [1, 2.5, None, "y"]}, {**content, "b": torch.arange(4.0).view(2, 2)}, {**content, "b": torch.arange(4)}]
+    others += [{**content, "c": (3, b"y", 1)}, {**content, "a": [[1, 2.5], None, "x"]}, {**content, "b": torch.tensor([0.0, 1, 2, 4])}]
+    assert len({content_hash(other) for other in [content, *others]}) == 7

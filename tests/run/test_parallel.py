@@ -11,6 +11,7 @@ from distributed import LocalCluster
 
 from imagery2flow.run import parallel
 from imagery2flow.run.errors import BandError, InputError
+from imagery2flow.run.files import is_running
 from imagery2flow.run.parallel import available_cores, each_chunk
 from imagery2flow.run.stage import Ledger
 
@@ -172,3 +173,37 @@ def test_without_the_package_its_extra_is_named(ledger, monkeypatch):
 def test_the_package_is_loaded_only_when_it_is_asked_for():
     code = "import sys; from imagery2flow.run import parallel; assert not {'dask', 'distributed', 'numpy'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+WORK = """
+import os, sys, time
+from pathlib import Path
+from imagery2flow.run.parallel import each_chunk
+from imagery2flow.run.stage import Ledger, run_stage
+
+def work(chunk):
+    Path(sys.argv[1], str(os.getpid())).touch()
+    time.sleep(60)
+
+status = run_stage("cut", None, lambda *_: list(each_chunk(work, [1, 2, 3], 2, None, Ledger("test", quiet=True), "fork")))
+sys.exit(status)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_workers_end_with_their_parent_and_begun_chunks_are_not_waited_for(tmp_path, number):
+    with subprocess.Popen([sys.executable, "-c", WORK, str(tmp_path)], stderr=subprocess.PIPE, text=True) as parent:
+        wait_until(lambda: len(list(tmp_path.iterdir())) == 2)
+        parent.send_signal(number)
+        said = parent.communicate(timeout=30)[1]
+    assert parent.returncode == {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}[number], said
+    assert "Traceback" not in said
+    wait_until(lambda: not any(is_running(int(path.name)) for path in tmp_path.iterdir()))
+
+
+def wait_until(is_so, limit_s=30):
+    """Waits for something that must come."""
+    ends = time.monotonic() + limit_s
+    while not is_so():
+        assert time.monotonic() < ends
+        time.sleep(0.05)

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from imagery2flow.run import stage
 from imagery2flow.run.errors import InputError
@@ -121,10 +122,10 @@ def test_work_that_keeps_what_is_finished_ends_where_it_stands_on_sigterm(tmp_pa
 
 def test_a_stage_stopped_by_sigterm_returns_143(tmp_path, capsys):
     def work(config: Settings, ledger: Ledger) -> Path:
-        raise Terminated("a.pth holds epoch 3; continue with --resume")
+        raise Terminated("a.pth holds epoch 3; the same command goes on")
 
     assert run_stage("train", Settings(folder=str(tmp_path)), work) == 143
-    assert capsys.readouterr().err == "[train] stopped by SIGTERM: a.pth holds epoch 3; continue with --resume\n"
+    assert capsys.readouterr().err == "[train] stopped by SIGTERM: a.pth holds epoch 3; the same command goes on\n"
 
 
 def test_only_the_first_process_writes_and_speaks(tmp_path, capsys, monkeypatch):
@@ -196,3 +197,29 @@ def test_sigterm_raises_a_flag_and_the_handler_is_restored():
     with pytest.raises(ValueError), TerminationFlag():
         raise ValueError
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (
+            PermissionError(errno.EACCES, "Permission denied", "a.csv"),
+            "a file may not be read or written ([Errno 13] Permission denied: 'a.csv')",
+        ),
+        (OSError(errno.EROFS, "Read-only file system"), "a file may not be read or written ([Errno 30] Read-only file system)"),
+        (MemoryError("Unable to allocate 3 TiB"), "main memory is full (Unable to allocate 3 TiB)"),
+        (torch.cuda.OutOfMemoryError("CUDA out of memory. Tried"), "the memory of the device is full (CUDA out of memory)"),
+    ],
+)
+def test_what_can_be_mended_outside_the_program_is_one_sentence(capsys, error, sentence):
+    def refuse(*_):
+        raise error
+
+    assert run_stage("cut", Settings(folder="x"), refuse) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"cut: error: {sentence}; ") and told.count("\n") == 1
+
+
+def test_any_stage_ends_with_143_on_sigterm(capsys):
+    assert run_stage("cut", Settings(folder="x"), lambda *_: os.kill(os.getpid(), signal.SIGTERM)) == 143
+    assert capsys.readouterr().err == "[cut] stopped by SIGTERM: what is finished is kept, and the same command goes on\n"
