@@ -206,7 +206,7 @@ def embed_and_keep(job: EmbeddingJob, chunk_and_path: tuple[PatchFiles, Path]) -
 def load_part(path: Path) -> ChunkVectors | None:
     """The vectors of a finished chunk; None if there is no such file, or it is not what was written, which its own checksums tell."""
     try:
-        with np.load(path) as stored:
+        with np.load(path, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}
         return ChunkVectors(tuple(arrays["geocodes"].tolist()), arrays["vectors"], arrays.get("untrained"), arrays["statistics"])
     except (OSError, EOFError, ValueError, LookupError, zipfile.BadZipFile, zlib.error):

@@ -41,6 +41,7 @@ from imagery2flow.imagery.scene import Scene, check_scenes_agree, open_scene
 from imagery2flow.run.config import PreprocessingConfig
 from imagery2flow.run.errors import InputError, MissingInputError, shown
 from imagery2flow.run.files import check_output_folder, read_table, write_json, write_table
+from imagery2flow.run.geofiles import open_raster
 from imagery2flow.run.inspection import Inspection
 from imagery2flow.run.lock import only_run
 from imagery2flow.run.stage import Ledger, installed_version
@@ -119,7 +120,7 @@ def open_scenes(paths: Sequence[str], opened: Callable[[str], Scene], with_units
 def what_patches_follow_from(config: PreprocessingConfig, scenes: Sequence[Scene], tasks: Sequence[CutTask]) -> list[Any]:
     """Settings, units and scenes, for their hash. Of the files only size and time of change: reading them takes as long as cutting."""
     settings = {name: value for name, value in dataclasses.asdict(config).items() if name not in ("workers", "dask", "output_tif_dir")}
-    files = [str(Path(path).absolute()) for scene in scenes for path in scene_files(scene)]
+    files = [str(Path(path).absolute()) for scene in scenes for path in scene_files(scene, config.allow_remote)]
     states = [(path, state.st_size, state.st_mtime_ns) for path in files if (state := Path(path).stat())]
     units = [
         [task.geocode, *(value for each in task.candidates for value in (each.scene_number, *each.window.flatten(), outline_bytes(each)))]
@@ -128,9 +129,9 @@ def what_patches_follow_from(config: PreprocessingConfig, scenes: Sequence[Scene
     return [settings, states, units, installed_version("imagery2flow")]
 
 
-def scene_files(scene: Scene) -> list[str]:
+def scene_files(scene: Scene, allow_remote: bool) -> list[str]:
     """The files that a scene lies in: itself, and what a mosaic (VRT) is made of."""
-    with rasterio.open(scene.path) as source:
+    with open_raster(scene.path, "scene", allow_remote) as source:
         return sorted(path for path in {*source.files, str(scene.path)} if Path(path).is_file())
 
 

@@ -138,7 +138,7 @@ MODELS = [
     refused("trees that were changed", TEST, "", f"LightGBM decoder {TREES} is damaged or of another model", swap_trees()),
     refused("a pickle in place of trees", TEST, "", f"LightGBM decoder {TREES} is damaged or of another model", pickled_bomb(TREES)),
     refused("flipped bits in a checkpoint", EMBED, "--ckpt bad.pth", "encoder checkpoint bad.pth", copy_file(CKPT, "bad.pth"), flip_bits("bad.pth", 10_000)),
-    refused("a checkpoint of another backbone", EMBED, "--ckpt bad.pth", "encoder checkpoint bad.pth is damaged: its parts do not fit each other",
+    refused("a checkpoint of another backbone", EMBED, "--ckpt bad.pth", "encoder checkpoint bad.pth is damaged: its content is not what its checksum says",
             copy_file(CKPT, "bad.pth"), edit_tensors("bad.pth", lambda c: {**c, "config": {**c["config"], "resnet": "resnet50"}})),
     refused("a checkpoint without its settings", EMBED, "--ckpt bad.pth", "encoder checkpoint bad.pth is damaged",
             copy_file(CKPT, "bad.pth"), edit_tensors("bad.pth", lambda c: {name: value for name, value in c.items() if name != "config"})),
