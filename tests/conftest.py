@@ -1,10 +1,14 @@
 """What several folders of tests use: a scene and units, each written by one call."""
 
 import os
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # As in the background of a shell; what the tests start would inherit it and never hear Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Before torch is imported: processes beside each other that all use every core wait for each other most of the time.
     os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -53,7 +53,7 @@ def run_all(folder: Path, shuffle: bool = False) -> dict[str, str]:
         run(folder, "imagery2flow", flags)
         home = folder / "data" / city
         if shuffle:
-            gpd.read_file(home / "units.gpkg").sample(frac=1, random_state=1).to_file(home / "units.gpkg")
+            gpd.read_file(home / "units.gpkg").sample(frac=1, random_state=1).to_file(home / "units.gpkg", layer="tracts")
             shuffle_table(home / "flows.csv", 2)
         said[f"1 {city}"] = run(folder, "img_preprocessing.py", STAGE_1.format(city=city)).stderr
         if shuffle:
@@ -94,7 +94,7 @@ def test_every_artefact_is_where_the_next_stage_and_the_user_look_for_it(pipelin
         assert sorted(table.geocode) == sorted(gpd.read_file(folder / f"data/{city}/units.gpkg").GEOID20)
         assert pd.read_csv(folder / f"data/{city}/l8_M1_untrained.csv", dtype=IDS).geocode.tolist() == table.geocode.tolist()
     names = {path.name for path in (folder / "ckpt").iterdir()}
-    assert names == {f"M1_l8_img_2{ending}" for ending in (".pth", "_loss.png", "_metrics.csv", "_run.json")}
+    assert names == {f"M1_l8_img_2{ending}" for ending in (".pth", "_previous.pth", "_best.pth", "_loss.png", "_metrics.csv", "_run.json")}
     trees = {f"lightgbm{kind}.txt" for kind in ("", "_law", "_transfer", "_transfer_law")}
     model = {"od_model.pt", *trees, "split.csv", "training.csv", "metrics.json", "run.json", "results.csv", "results_run.json"}
     tables = {"predictions_bilinear.csv", "predictions_lightgbm.csv"}
@@ -126,7 +126,7 @@ def test_several_processes_train_one_encoder_by_the_documented_command(pipeline,
     assert result.returncode == 0, result.stderr
     assert "2 process(es)" in result.stderr
     assert {path.name for path in tmp_path.iterdir()} == {
-        f"two_img_2{ending}" for ending in (".pth", "_loss.png", "_metrics.csv", "_run.json")
+        f"two_img_2{ending}" for ending in (".pth", "_previous.pth", "_best.pth", "_loss.png", "_metrics.csv", "_run.json")
     }
 
 

@@ -53,6 +53,7 @@ def place_of(error: BaseException) -> str:
 def fault_of(reader: Reader, path: Path, outcomes: Counter[str]) -> tuple[str, str] | None:
     """Reads a file; place and text of what is wrong, or None."""
     forget_peak()
+    before = peak_bytes()  # of whoever reads, which may be a process of many other tests
     started = time.monotonic()
     try:
         outcomes[attempt(reader, path)] += 1
@@ -60,8 +61,8 @@ def fault_of(reader: Reader, path: Path, outcomes: Counter[str]) -> tuple[str, s
         return f"{reader.name}: {place_of(error)}", f"{type(error).__name__}: {str(error)[:300]}"
     if time.monotonic() - started > LONGEST_S:
         return f"{reader.name}: slow", f"{time.monotonic() - started:.1f} s"
-    if (peak := peak_bytes()) > LARGEST_BYTES:
-        return f"{reader.name}: memory", f"{peak >> 20:,} MB"
+    if (grown := peak_bytes() - before) > LARGEST_BYTES:
+        return f"{reader.name}: memory", f"{grown >> 20:,} MB"
     return None
 
 

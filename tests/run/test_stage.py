@@ -204,10 +204,10 @@ def test_sigterm_raises_a_flag_and_the_handler_is_restored():
     [
         (
             PermissionError(errno.EACCES, "Permission denied", "a.csv"),
-            "a file may not be read or written ([Errno 13] Permission denied: 'a.csv')",
+            "the system cannot use a path ([Errno 13] Permission denied: 'a.csv')",
         ),
-        (OSError(errno.EROFS, "Read-only file system"), "a file may not be read or written ([Errno 30] Read-only file system)"),
-        (MemoryError("Unable to allocate 3 TiB"), "main memory is full (Unable to allocate 3 TiB)"),
+        (OSError(errno.EROFS, "Read-only file system"), "the system cannot use a path ([Errno 30] Read-only file system)"),
+        (MemoryError("Unable to allocate 3 TiB"), "memory does not suffice (Unable to allocate 3 TiB)"),
         (torch.cuda.OutOfMemoryError("CUDA out of memory. Tried"), "the memory of the device is full (CUDA out of memory)"),
     ],
 )
