@@ -159,7 +159,9 @@ def watched(stage: Callable[[Path, int, Any], None], folder: Path, workers: int)
     started, samples = time.monotonic(), []
     while process.is_alive():
         family = [process.pid, *children(process.pid)]
-        count = passed.value or sum(1 for path in folder.glob("*/.*/*.tif") if not path.name.startswith("."))  # stage 1 fills a hidden folder
+        count = passed.value or sum(
+            1 for path in folder.glob("*/.*/*.tif") if not path.name.startswith(".")
+        )  # stage 1 fills a hidden folder
         samples.append(Sample(count, sum(map(resident_bytes, family)), sum(map(open_files, family))))
         process.join(POLL_S)
     if process.exitcode != 0:
