@@ -18,8 +18,8 @@ from imagery2flow.flows.table import read_flows
 from imagery2flow.imagery.patch_files import find_paths, patch_sizes
 from imagery2flow.imagery.units import read_units
 from imagery2flow.run.errors import InputError, TableError
-from imagery2flow.run.files import read_table
 from imagery2flow.run.stage import Ledger
+from imagery2flow.run.tables import read_table
 
 SUFFIXES = (".csv", ".csv.gz", ".parquet")
 # Text of any script with separators, quotes and line ends; a cell of nothing is a missing one, and a file does not hold NUL or halves of characters.

@@ -37,11 +37,12 @@ from imagery2flow.imagery.pyramid import build_pyramid
 from imagery2flow.run.config import EmbeddingConfig, log_name
 from imagery2flow.run.device import choose_device, make_fabric
 from imagery2flow.run.errors import InputError, shown
-from imagery2flow.run.files import check_table_suffix, content_hash, replacing, sha256, untrained_path, write_table
+from imagery2flow.run.files import content_hash, replacing, sha256
 from imagery2flow.run.inspection import Inspection
 from imagery2flow.run.lock import only_run
 from imagery2flow.run.parallel import available_cores, check_shared_folder, each_chunk
 from imagery2flow.run.stage import Ledger, installed_version
+from imagery2flow.run.tables import check_table_suffix, untrained_path, write_table
 from imagery2flow.run.unfinished import kept_parts
 
 UNTRAINED_SEED = 0

@@ -37,9 +37,10 @@ from imagery2flow.imagery.pyramid import build_pyramid
 from imagery2flow.run.config import EncoderConfig
 from imagery2flow.run.device import generator, has_fused_adam
 from imagery2flow.run.errors import InputError, is_out_of_memory, shown
-from imagery2flow.run.files import give_second_name, write_table
+from imagery2flow.run.files import give_second_name
 from imagery2flow.run.memory import allocator, fits_device
 from imagery2flow.run.stage import Ledger, Terminated, TerminationFlag
+from imagery2flow.run.tables import write_table
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric

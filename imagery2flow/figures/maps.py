@@ -25,8 +25,9 @@ from imagery2flow.imagery.scene import Scene, open_scene
 from imagery2flow.imagery.units import read_units, to_scene_crs
 from imagery2flow.run.config import MapConfig
 from imagery2flow.run.errors import Faults, InputError, first_sentence, shown
-from imagery2flow.run.files import check_output_folder, read_table, save_figure
+from imagery2flow.run.files import check_output_folder, save_figure
 from imagery2flow.run.stage import Ledger
+from imagery2flow.run.tables import read_table
 
 LARGEST_SIDE_PX = 1200  # a map shows no more
 STRETCH_PERCENT = (2.0, 98.0)

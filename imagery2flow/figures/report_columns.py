@@ -12,9 +12,9 @@ import pandas as pd
 from imagery2flow.figures.report_data import NAMES, OBSERVED, ReportRun
 from imagery2flow.flows.breakdown import by_origin
 from imagery2flow.run.errors import TableError, shown
-from imagery2flow.run.files import read_table
 from imagery2flow.run.report_config import ReportConfig
 from imagery2flow.run.stage import Ledger
+from imagery2flow.run.tables import read_table
 
 
 @dataclass(frozen=True)

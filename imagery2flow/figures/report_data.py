@@ -18,10 +18,10 @@ from imagery2flow.imagery.units import read_units
 from imagery2flow.run import files
 from imagery2flow.run.earth import great_circle_m
 from imagery2flow.run.errors import InputError, MissingInputError, TableError, shown
-from imagery2flow.run.files import TABLE_SUFFIXES, read_table
 from imagery2flow.run.flow_config import Place, RegionConfig
 from imagery2flow.run.report_config import ReportConfig
 from imagery2flow.run.stage import Ledger
+from imagery2flow.run.tables import TABLE_SUFFIXES, read_table
 
 TRAINING, TESTING = "train_ODPrediction", "test_ODPrediction"  # the stages whose folders hold predictions
 OBSERVED = "observed"

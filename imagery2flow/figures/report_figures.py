@@ -16,8 +16,8 @@ from imagery2flow.flows import breakdown
 from imagery2flow.flows.groups import distance_groups, intensity_groups
 from imagery2flow.flows.metrics import ScoredPairs
 from imagery2flow.flows.region import find_encoder
-from imagery2flow.run.files import read_table
 from imagery2flow.run.stage import Ledger
+from imagery2flow.run.tables import read_table
 
 
 class ReportFigure(NamedTuple):

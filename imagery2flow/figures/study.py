@@ -25,9 +25,10 @@ from imagery2flow.flows.results import is_of_model
 from imagery2flow.flows.table import UNIVERSES
 from imagery2flow.imagery.patch_files import find_patches, read_patch
 from imagery2flow.run.errors import InputError, MissingInputError, TableError
-from imagery2flow.run.files import read_json, read_table
+from imagery2flow.run.files import read_json
 from imagery2flow.run.report_config import ReportConfig
 from imagery2flow.run.stage import Ledger
+from imagery2flow.run.tables import read_table
 
 FOLDS_SUFFIX = "_folds"  # runs/reproduce.sh names the joined folds of a model so
 

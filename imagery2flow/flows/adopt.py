@@ -22,8 +22,9 @@ from imagery2flow.flows.splits import SPLITS
 from imagery2flow.imagery.units import read_units
 from imagery2flow.run.adopt_config import AdoptConfig
 from imagery2flow.run.errors import Faults, InputError, MissingInputError, TableError, shown
-from imagery2flow.run.files import check_output_folder, read_table, replacing, write_table
+from imagery2flow.run.files import check_output_folder, replacing
 from imagery2flow.run.stage import Ledger
+from imagery2flow.run.tables import read_table, write_table
 from imagery2flow.sources.lodes import TRACT_DIGITS
 
 

@@ -11,8 +11,8 @@ from imagery2flow.flows.graph import RegionGraph, build_graph
 from imagery2flow.imagery.units import read_units
 from imagery2flow.run.distances_config import DistancesConfig
 from imagery2flow.run.errors import InputError
-from imagery2flow.run.files import check_table_suffix, write_table
 from imagery2flow.run.stage import Ledger
+from imagery2flow.run.tables import check_table_suffix, write_table
 from imagery2flow.sources.osrm import osrm_distances
 from imagery2flow.sources.roads import read_roads, road_distances
 

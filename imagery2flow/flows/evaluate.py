@@ -32,9 +32,10 @@ from imagery2flow.flows.training import region_population
 from imagery2flow.run.device import choose_device, deterministic_on_cpu
 from imagery2flow.run.earth import great_circle_m
 from imagery2flow.run.errors import InputError, shown
-from imagery2flow.run.files import check_output_folder, write_json, write_table
+from imagery2flow.run.files import check_output_folder, write_json
 from imagery2flow.run.flow_config import EvaluateConfig, UniverseName
 from imagery2flow.run.stage import Ledger
+from imagery2flow.run.tables import write_table
 
 SHOWN = ("cpc", "skill", "cpc_off_diagonal", "rmse", "mae", "cpl", "jsd_flow", "jsd_distance", "r_log")
 # Four in five train, one chooses when to stop: the test pairs are another city's.

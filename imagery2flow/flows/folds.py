@@ -13,9 +13,10 @@ import pandas as pd
 from imagery2flow.flows import metrics
 from imagery2flow.flows.results import markdown, read_run, read_scores, region_rows
 from imagery2flow.run.errors import InputError, MissingInputError, shown
-from imagery2flow.run.files import check_output_folder, read_table, write_table
+from imagery2flow.run.files import check_output_folder
 from imagery2flow.run.flow_config import DECODERS, FOLDS, FoldsConfig
 from imagery2flow.run.stage import Ledger
+from imagery2flow.run.tables import read_table, write_table
 
 OF_ONE_RUN = ("log", "fold", "device")  # settings in which the runs may differ
 

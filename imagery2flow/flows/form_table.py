@@ -24,10 +24,10 @@ from imagery2flow.flows.splits import read_population
 from imagery2flow.flows.table import FlowTable, read_flows
 from imagery2flow.imagery.units import read_units
 from imagery2flow.run.errors import InputError, MissingInputError
-from imagery2flow.run.files import check_table_suffix, write_table
 from imagery2flow.run.flow_config import Place
 from imagery2flow.run.form_config import UrbanFormConfig
 from imagery2flow.run.stage import Ledger
+from imagery2flow.run.tables import check_table_suffix, write_table
 
 COLUMNS = (
     "region",

@@ -20,8 +20,8 @@ from imagery2flow.flows.table import as_numbers, explain_unknown, note_numeric_i
 from imagery2flow.imagery.units import check_polygons
 from imagery2flow.run.earth import great_circle_m
 from imagery2flow.run.errors import Faults, TableError, shown
-from imagery2flow.run.files import read_header, read_table
 from imagery2flow.run.stage import Ledger
+from imagery2flow.run.tables import read_header, read_table
 
 TOUCHING_M = 1.0  # borders that digitising left this far apart still touch
 SQUARE_METRES_PER_KM2 = 1e6

@@ -24,11 +24,12 @@ from imagery2flow.flows.table import FlowTable
 from imagery2flow.flows.training import CONTROLS_FOLDER
 from imagery2flow.run.device import CPU, choose_device, deterministic_on_cpu
 from imagery2flow.run.errors import InputError
-from imagery2flow.run.files import TableWriter, check_output_folder, write_json
+from imagery2flow.run.files import check_output_folder, write_json
 from imagery2flow.run.flow_config import DECODERS, FlowTestConfig, RegionConfig
 from imagery2flow.run.inspection import Inspection
 from imagery2flow.run.lock import only_run
 from imagery2flow.run.stage import Ledger
+from imagery2flow.run.tables import TableWriter
 
 PAIRS_PER_BLOCK = 1_000_000
 

@@ -15,10 +15,11 @@ from imagery2flow.flows.graph import RegionGraph, build_graph, join_graphs, read
 from imagery2flow.flows.table import UNKNOWN_BLOCK, FlowTable, as_numbers, check_unit_ids, read_flow_rows, read_flows
 from imagery2flow.imagery.units import read_units
 from imagery2flow.run.errors import Faults, InputError, MissingInputError, TableError, shown
-from imagery2flow.run.files import read_json, read_table, untrained_path
+from imagery2flow.run.files import read_json
 from imagery2flow.run.flow_config import Place, RegionConfig
 from imagery2flow.run.inspection import Inspection
 from imagery2flow.run.stage import Ledger
+from imagery2flow.run.tables import read_table, untrained_path
 
 CHECKPOINT_SUFFIX = ".pth"  # of the file of an encoder, as stage 2 writes it
 STATISTICS = ("_mean", "_std")  # endings of the columns that stage 3 adds to the encoder's

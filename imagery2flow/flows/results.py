@@ -17,9 +17,10 @@ from imagery2flow.flows.record import MODEL_FILE
 from imagery2flow.flows.scoring import Scores
 from imagery2flow.flows.table import UNIVERSES
 from imagery2flow.run.errors import MissingInputError
-from imagery2flow.run.files import read_json, read_table, sha256, write_table
+from imagery2flow.run.files import read_json, sha256
 from imagery2flow.run.flow_config import ResultsConfig
 from imagery2flow.run.stage import Ledger
+from imagery2flow.run.tables import read_table, write_table
 from imagery2flow.sources.synthetic import best_prediction
 
 BEST_REACHABLE = "best reachable"

@@ -20,8 +20,8 @@ from imagery2flow.flows.graph import RegionGraph
 from imagery2flow.flows.region import Region
 from imagery2flow.flows.table import FlowTable, as_numbers, check_unit_ids
 from imagery2flow.run.errors import Faults, InputError, TableError, shown
-from imagery2flow.run.files import read_table
 from imagery2flow.run.stage import Ledger
+from imagery2flow.run.tables import read_table
 
 SPLITS = ("train", "valid", "test")
 # Of five origins of like population three are trained on, one chooses the epoch, one is tested: 60/20/20 (paper, Methods).

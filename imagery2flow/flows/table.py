@@ -16,8 +16,8 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from imagery2flow.run.errors import Faults, InputError, shown
-from imagery2flow.run.files import read_table
 from imagery2flow.run.stage import Ledger
+from imagery2flow.run.tables import read_table
 
 FLOW_COLUMNS = ("h_geocode", "w_geocode", "count")
 LARGEST_COUNT = 1e9  # commuters of one pair; more than any city has is a fault of the table

@@ -26,11 +26,12 @@ from imagery2flow.flows.scoring import Choice, Scores, chosen_pairs, score_unive
 from imagery2flow.flows.splits import SPLITS, Split, check_split, draw_split, note_omitted, read_population, read_split
 from imagery2flow.flows.table import FlowTable
 from imagery2flow.run.device import choose_device, deterministic_on_cpu, generator
-from imagery2flow.run.files import check_output_folder, write_json, write_table
+from imagery2flow.run.files import check_output_folder, write_json
 from imagery2flow.run.flow_config import FlowTrainingConfig
 from imagery2flow.run.inspection import Inspection
 from imagery2flow.run.lock import only_run
 from imagery2flow.run.stage import Ledger
+from imagery2flow.run.tables import write_table
 from imagery2flow.run.unfinished import kept_parts
 
 SPLIT = 0  # purpose of random numbers, as a key of ``run.device.generator``; 1 to 3 are in fitting.py, 4 in tree_decoder.py, 5 in sampling.py, 6 in controls.py

@@ -14,9 +14,10 @@ import pandas as pd
 
 from imagery2flow.flows.results import is_of_model, read_scores
 from imagery2flow.run.errors import InputError, MissingInputError
-from imagery2flow.run.files import check_output_folder, write_table
+from imagery2flow.run.files import check_output_folder
 from imagery2flow.run.flow_config import DECODERS, TransferConfig
 from imagery2flow.run.stage import Ledger
+from imagery2flow.run.tables import write_table
 
 CONSTANT = "constant"
 

@@ -32,9 +32,9 @@ from imagery2flow.imagery.scene import Scene, SceneReader, open_scene
 from imagery2flow.imagery.units import check_polygons, crs_name, read_units
 from imagery2flow.run.earth import graticule_areas_m2
 from imagery2flow.run.errors import BandError, InputError, shown
-from imagery2flow.run.files import check_table_suffix, write_table
 from imagery2flow.run.land_cover_config import LandCoverConfig
 from imagery2flow.run.stage import Ledger
+from imagery2flow.run.tables import check_table_suffix, write_table
 
 STRIP_PIXELS = 1 << 21
 MAX_CLASSES = 1_000  # more are elevations or intensities, not classes

@@ -40,11 +40,12 @@ from imagery2flow.imagery.journal import CutResult
 from imagery2flow.imagery.scene import Scene, check_scenes_agree, open_scene
 from imagery2flow.run.config import PreprocessingConfig
 from imagery2flow.run.errors import InputError, MissingInputError, shown
-from imagery2flow.run.files import check_output_folder, read_table, write_json, write_table
+from imagery2flow.run.files import check_output_folder, write_json
 from imagery2flow.run.geofiles import open_raster
 from imagery2flow.run.inspection import Inspection
 from imagery2flow.run.lock import only_run
 from imagery2flow.run.stage import Ledger, installed_version
+from imagery2flow.run.tables import read_table, write_table
 from imagery2flow.run.unfinished import kept_parts, publish
 
 LARGEST_PATCH_BYTES = 4 << 30

@@ -9,8 +9,9 @@ import geopandas as gpd
 
 from imagery2flow.run.acquire_config import OF_ANY_UNITS, AcquireConfig
 from imagery2flow.run.errors import InputError, shown
-from imagery2flow.run.files import check_output_folder, replacing_by_gdal, write_table
+from imagery2flow.run.files import check_output_folder, replacing_by_gdal
 from imagery2flow.run.stage import Ledger, stopping_at_sigterm
+from imagery2flow.run.tables import write_table
 from imagery2flow.sources.addresses import read_addresses
 from imagery2flow.sources.composite import check_imagery, fetch_imagery, print_imagery_plan
 from imagery2flow.sources.download import Downloader, NoAnswerError, Remote

@@ -34,9 +34,10 @@ from tqdm import tqdm
 
 from imagery2flow.run.acquire_config import TILE_PIXELS, AcquireConfig
 from imagery2flow.run.errors import InputError
-from imagery2flow.run.files import replacing, replacing_by_gdal, write_table
+from imagery2flow.run.files import replacing, replacing_by_gdal
 from imagery2flow.run.geofiles import open_raster
 from imagery2flow.run.stage import Ledger
+from imagery2flow.run.tables import write_table
 from imagery2flow.sources.stac import (
     DEGREES,
     LARGEST,

@@ -29,8 +29,9 @@ from scipy.ndimage import gaussian_filter
 from scipy.stats import poisson
 
 from imagery2flow.run.config import SyntheticConfig
-from imagery2flow.run.files import check_output_folder, replacing, write_table
+from imagery2flow.run.files import check_output_folder, replacing
 from imagery2flow.run.stage import Ledger
+from imagery2flow.run.tables import write_table
 
 GSD_M = 30.0
 PIXEL_KM2 = (GSD_M / 1000) ** 2

@@ -16,9 +16,9 @@ from imagery2flow.flows.graph import RegionGraph, build_graph
 from imagery2flow.flows.region import Region
 from imagery2flow.flows.table import FlowTable, to_flow_table
 from imagery2flow.flows.training import train_flows
-from imagery2flow.run.files import read_table
 from imagery2flow.run.flow_config import FlowTestConfig, FlowTrainingConfig, TreesConfig
 from imagery2flow.run.stage import Ledger
+from imagery2flow.run.tables import read_table
 
 ROWS, COLUMNS, SIDE_M = 5, 6, 1_000
 NUM_UNITS = ROWS * COLUMNS

@@ -16,8 +16,8 @@ from imagery2flow.flows.record import load_record
 from imagery2flow.flows.results import read_scores
 from imagery2flow.flows.training import train_flows
 from imagery2flow.run.errors import InputError, MissingInputError, TableError
-from imagery2flow.run.files import read_table
 from imagery2flow.run.stage import Ledger
+from imagery2flow.run.tables import read_table
 
 from .conftest import GEOCODES, NUM_UNITS, files_of, make_region, prediction_config, rename_ids, training_config, write_region
 

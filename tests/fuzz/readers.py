@@ -27,9 +27,9 @@ from imagery2flow.imagery.units import read_units
 from imagery2flow.run.cli import parse_config
 from imagery2flow.run.config import PreprocessingConfig
 from imagery2flow.run.errors import InputError
-from imagery2flow.run.files import read_table
 from imagery2flow.run.flow_config import FlowTrainingConfig
 from imagery2flow.run.stage import Ledger
+from imagery2flow.run.tables import read_table
 
 LONGEST_SENTENCE = 4_000  # characters
 GEOCODES = ("0001", "0002", "0003", "NA")

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from imagery2flow.run.errors import InputError
-from imagery2flow.run.files import read_table
+from imagery2flow.run.tables import read_table
 
 from .inputs import spoiled
 from .readers import Reader, all_readers, attempt, check_sentence

@@ -11,20 +11,17 @@ from matplotlib.figure import Figure
 
 from imagery2flow.run.errors import InputError, MissingInputError
 from imagery2flow.run.files import (
-    TableWriter,
-    check_table_suffix,
     content_hash,
     existing_file,
     give_second_name,
     load_tensors,
-    read_table,
     replacing,
     save_figure,
     save_tensors,
     sha256,
     write_json,
-    write_table,
 )
+from imagery2flow.run.tables import TableWriter, check_table_suffix, read_table, write_table
 
 FLOWS = pd.DataFrame({"h_geocode": ["01", "02", "10"], "w_geocode": ["02", "02", "01"], "count": [3, 11, 250], "share": [0.1, 1 / 3, 2e-9]})
 SUFFIXES = [".csv", ".csv.gz", ".parquet"]
