@@ -15,7 +15,7 @@ def build_backbone(name: str, num_bands: int, view_size: int, seed: int) -> tupl
     """Makes an encoder with random weights.
 
     Args:
-        name: ``resnet18``, ``resnet50`` or ``vit_l_16``.
+        name: ``resnet18``, ``resnet34``, ``resnet50``, ``resnet101`` or ``vit_l_16``.
         num_bands: Bands of the views.
         view_size: Side of the views in pixels; fixes the position embedding of the ViT.
         seed: Seed of the weights.

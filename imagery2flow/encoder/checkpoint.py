@@ -147,12 +147,8 @@ def load_encoder(path: Path) -> tuple[nn.Module, EncoderRecord]:
     """
     content = load_checkpoint(path)
     try:
-        stored: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in content["normalisation"].items()
-        }
-        normalisation, config = Normalisation(**stored), content["config"]
-        record = EncoderRecord(config["resnet"], content["view_size"], normalisation, content["epoch"], config["total_epoch"])
-        backbone, _ = build_backbone(record.resnet, len(normalisation.band_names), record.view_size, seed=0)
+        record = record_of(content)
+        backbone, _ = build_backbone(record.resnet, len(record.normalisation.band_names), record.view_size, seed=0)
         backbone.load_state_dict(
             {name.removeprefix("backbone."): tensor for name, tensor in content["model"].items() if name.startswith("backbone.")}
         )
@@ -161,6 +157,13 @@ def load_encoder(path: Path) -> tuple[nn.Module, EncoderRecord]:
             f"encoder checkpoint {path} is damaged: its parts do not fit each other ({first_sentence(error)[:100]}); train it again"
         ) from error
     return backbone.eval(), record
+
+
+def record_of(content: dict[str, Any]) -> EncoderRecord:
+    """What a checkpoint's content says of its encoder; ``KeyError`` or ``TypeError`` where a part is missing."""
+    stored: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in content["normalisation"].items()}
+    config = content["config"]
+    return EncoderRecord(config["resnet"], content["view_size"], Normalisation(**stored), content["epoch"], config["total_epoch"])
 
 
 def check_scale(record: EncoderRecord, dtype: str, data_path: str) -> None:

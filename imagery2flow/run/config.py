@@ -158,7 +158,7 @@ class EncoderConfig:
     lr: float = 1e-3
     batch_size: int = 128
     projection_dim: int = 128
-    resnet: Literal["resnet18", "resnet50", "vit_l_16"] = "resnet18"
+    resnet: Literal["resnet18", "resnet34", "resnet50", "resnet101", "vit_l_16"] = "resnet18"
     temperature: float = 0.5
     total_epoch: int = 120
     model_path: str = "ckpt"
