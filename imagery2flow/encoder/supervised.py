@@ -81,7 +81,7 @@ def load_supervised(path: Path) -> tuple[Supervised, EncoderRecord, Outputs]:
         )
     try:
         record = record_of(content)
-        stored = {name: tuple(value) if isinstance(value, list) else value for name, value in content["outputs"].items()}
+        stored: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in content["outputs"].items()}
         outputs = Outputs(**stored)
         backbone, dim = build_backbone(record.resnet, len(record.normalisation.band_names), record.view_size, seed=0)
         model = Supervised(backbone, dim, len(outputs.names), seed=0)
