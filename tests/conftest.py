@@ -1,6 +1,7 @@
-"""What several folders of tests use: a scene and units, each written by one call."""
+"""What several folders of tests use: a scene and units, each written by one call, and a city that every stage has passed."""
 
 import os
+import shutil
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,11 +17,17 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 import geopandas as gpd
 import hypothesis
 import numpy as np
+import pandas as pd
 import pytest
 import rasterio
 import torch
 from affine import Affine
 from rasterio.transform import from_origin
+
+from imagery2flow.run.config import SyntheticConfig
+from imagery2flow.run.stage import Ledger
+from imagery2flow.sources.synthetic import generate_metro
+from tests.spoiling import CKPT, FEATURES, FLAGS, POPULATION, call
 
 if TYPE_CHECKING:
     from distributed import LocalCluster
@@ -78,6 +85,33 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def good_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A city of 24 units with its scene, patches, flows, random features, an encoder and a flow model: all that the stages read."""
+    folder = tmp_path_factory.mktemp("good")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        generate_metro(SyntheticConfig(output_dir="data", region="M1", num_units=24, size_px=100), Ledger("test", quiet=True))
+        ids = pd.read_csv(POPULATION, dtype="str").geocode
+        pd.DataFrame(np.random.default_rng(0).normal(size=(len(ids), 4)), index=ids, columns=list("0123")).to_csv(FEATURES)
+        for stage, flags in FLAGS.items():
+            own = {"img_preprocessing": " --output_tif_dir data", "train_img_encoder": " --log M1"}.get(stage, "")
+            assert call(stage, flags + own) == 0
+    yield folder
+    shutil.rmtree(folder)  # the checkpoint is large
+
+
+@pytest.fixture
+def workplace(good_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the good folder to spoil, as the current folder; only the large checkpoint is not copied."""
+    for name in ("data", "outputs"):
+        shutil.copytree(good_folder / name, tmp_path / name)
+    (tmp_path / CKPT).parent.mkdir()
+    (tmp_path / CKPT).symlink_to(good_folder / CKPT)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 @pytest.fixture(scope="session")

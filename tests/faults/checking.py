@@ -13,7 +13,7 @@ import pandas as pd
 import rasterio
 import shapely
 
-from tests.test_bad_input import ID, PATCHES, UNITS
+from tests.spoiling import ID, PATCHES, UNITS
 
 NEW = Path("new/M1/l8_2020")
 

@@ -24,7 +24,7 @@ from tests.faults.making import (
     turned_scene,
     vrt,
 )
-from tests.test_bad_input import MANIFEST, PATCH, PATCHES, SCENE, copy_file, put, remove, rewrite
+from tests.spoiling import MANIFEST, PATCH, PATCHES, SCENE, copy_file, put, remove, rewrite
 
 CUT, TRAIN, EMBED, LAND, MAP = "img_preprocessing", "train_img_encoder", "get_img_embedding", "land_cover", "map"
 NOT_HERE, TRUST = "which does not lie in its folder", "--allow_remote"

@@ -23,7 +23,7 @@ from tests.faults.making import (
     ring,
     torch_bomb,
 )
-from tests.test_bad_input import CKPT, FEATURES, FLOWS, ID, MODEL, NEXT_ID, TREES, copy_file, edit, later, put, write
+from tests.spoiling import CKPT, FEATURES, FLOWS, ID, MODEL, NEXT_ID, TREES, copy_file, edit, later, put, write
 
 MODEL_STAGE, TEST, EMBED, TRAIN = "train_ODPrediction", "test_ODPrediction", "get_img_embedding", "train_img_encoder"
 IMPORT, RESULTS, MAP = "import_published", "results", "map"

@@ -25,7 +25,7 @@ from tests.faults.making import (
     zip_bomb,
     zipped,
 )
-from tests.test_bad_input import ID, NEXT_ID, UNITS, copy_file, edit_units, put_ids, remove, write
+from tests.spoiling import ID, NEXT_ID, UNITS, copy_file, edit_units, put_ids, remove, write
 
 CUT, MODEL = "img_preprocessing", "train_ODPrediction"
 SHP = "--shp_path units.shp"

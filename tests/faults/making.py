@@ -17,7 +17,7 @@ import torch
 from affine import Affine
 
 from imagery2flow.run.files import save_tensors
-from tests.test_bad_input import FLAGS, SCENE, UNITS, edit_units, later
+from tests.spoiling import FLAGS, SCENE, UNITS, edit_units, later
 
 MORE_FLAGS = FLAGS | {
     "land_cover": f"--units_path {UNITS} --raster_path data/M1/land_use.tif --output_path new.csv",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests import test_bad_input as sentences
+from tests.everyday_faults import CASES
 from tests.faults import corpus_rasters, corpus_tables, corpus_units
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "reliability.md"
@@ -41,7 +41,7 @@ def listing() -> str:
     right = sum(fault.check is not None for group in GROUPS.values() for fault in group)
     parts = [
         f"{number} bad inputs of the corpus (`tests/faults`): {number - right} are refused, {right} are read rightly, which a value shows. "
-        f"{len(sentences.CASES)} more are refused by `tests/test_bad_input.py`. … stands for what differs from case to case.\n"
+        f"{len(CASES)} more are refused by `tests/test_bad_input.py`. … stands for what differs from case to case.\n"
     ]
     for title, group in GROUPS.items():
         items = [
@@ -49,7 +49,7 @@ def listing() -> str:
             for fault in group
         ]
         parts.append(f"### {title}\n\n{rows(items)}\n")
-    by_stage = [(item.fault, stage, f"refused: {item.says}") for stage, item in sentences.CASES.values()]
+    by_stage = [(item.fault, stage, f"refused: {item.says}") for stage, item in CASES.values()]
     parts.append(f"### Faults of everyday\n\n{rows(by_stage)}\n")
     return "\n".join(parts)
 

@@ -11,7 +11,7 @@ import pytest
 
 from tests.faults import corpus_rasters, corpus_tables, corpus_units, reliability
 from tests.faults.making import MORE_FLAGS, PORT, Fault
-from tests.test_bad_input import Case, call, check_message, good_folder, state_of, workplace  # noqa: F401  fixtures
+from tests.spoiling import Case, call, check_message, state_of
 
 FAULTS = corpus_rasters.FAULTS + corpus_units.FAULTS + corpus_tables.FAULTS
 LONGEST_CPU_S, LONGEST_S, MOST_MEMORY_KB = 10.0, 60.0, 1 << 20  # machines that do other work take longer, but no more processor time
@@ -41,7 +41,7 @@ def identify(fault: Fault) -> str:
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=identify)
-def test_a_bad_input_is_refused_or_read_rightly(fault, nobody_asks, workplace, capfd):  # noqa: F811
+def test_a_bad_input_is_refused_or_read_rightly(fault, nobody_asks, workplace, capfd):
     for spoil in fault.spoils:
         spoil()
     before, memory_before_kb = state_of(workplace), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
