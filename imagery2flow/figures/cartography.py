@@ -11,7 +11,7 @@ from matplotlib.patches import Patch
 from matplotlib.transforms import blended_transform_factory
 
 from imagery2flow.figures.style import DOTS_PER_INCH, LIGHT_GREY, TICK_SIZE, TITLE_SIZE
-from imagery2flow.run.earth import EARTH_RADIUS_M
+from imagery2flow.run.earth import EARTH_RADIUS_M, METRES_PER_KM
 
 PANEL_HEIGHT = 3.6  # inches, as all below
 NARROWEST, WIDEST = 2.5, 5.0  # of a panel
@@ -80,7 +80,7 @@ def scale_bar(axis: Axes, units: gpd.GeoSeries) -> None:
     length_m = round_below((right - left) * metres / 3)
     place = blended_transform_factory(axis.transData, axis.transAxes)
     axis.plot([left, left + length_m / metres], [-0.03, -0.03], color="black", linewidth=1.5, transform=place, clip_on=False)
-    text = f"{length_m / 1000:g} km" if length_m >= 1000 else f"{length_m:g} m"
+    text = f"{length_m / METRES_PER_KM:g} km" if length_m >= METRES_PER_KM else f"{length_m:g} m"
     axis.text(left, -0.045, text, fontsize=TICK_SIZE, va="top", transform=place)
 
 

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from imagery2flow.encoder.similarity import nearest_by_cosine
 from imagery2flow.figures.style import COLOURS, LABEL_SIZE, TICK_SIZE, new_figure
+from imagery2flow.run.earth import METRES_PER_KM
 
 STRETCH_PERCENT = (2.0, 98.0)
 PICTURE_SIDE = 1.25  # inches
@@ -53,7 +54,7 @@ def nearest_patches(
     for axis, number, alike in zip(axes, shown.ravel(), np.insert(similarity, 0, np.nan, axis=1).ravel(), strict=True):
         draw_patch(axis, patches[number], low, high)
         across = patches[number].shape[2]
-        width = f"{across} pixels wide" if gsd_m is None else f"{across * gsd_m / 1000:.2f} km wide"
+        width = f"{across} pixels wide" if gsd_m is None else f"{across * gsd_m / METRES_PER_KM:.2f} km wide"
         axis.set_title(geocodes[number] + ("\n" if np.isnan(alike) else f"\ncosine {alike:.3f}"), fontsize=TICK_SIZE - 1)
         axis.set_xlabel(width, fontsize=TICK_SIZE - 1)
         if np.isnan(alike):

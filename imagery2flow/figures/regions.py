@@ -17,6 +17,7 @@ from matplotlib.patches import Patch, Rectangle
 from imagery2flow.figures.cartography import HATCH, HATCH_COLOUR, absent_handle, round_below
 from imagery2flow.figures.style import COLOURS, GREY, LIGHT_GREY, TICK_SIZE, TITLE_SIZE, legend_below, new_figure
 from imagery2flow.flows import urban_form
+from imagery2flow.run.earth import METRES_PER_KM
 
 PANELS_PER_ROW = 5
 PANEL_WIDTH = 2.4  # inches
@@ -69,7 +70,7 @@ def draw_region(axis: Axes, units: gpd.GeoSeries, name: str) -> None:
 def draw_scale_bar(axis: Axes, width_m: float) -> None:
     """A bar of a round length, at most a third of the panel's width, in its lower left corner; all panels share its scale."""
     length_m = round_below(width_m / 3)
-    text = f"{length_m / 1000:g} km, all panels" if length_m >= 1000 else f"{length_m:g} m, all panels"
+    text = f"{length_m / METRES_PER_KM:g} km, all panels" if length_m >= METRES_PER_KM else f"{length_m:g} m, all panels"
     left, bottom = axis.get_xlim()[0], axis.get_ylim()[0]
     axis.plot([left, left + length_m], [bottom, bottom], color="black", linewidth=2, solid_capstyle="butt", clip_on=False)
     axis.annotate(text, (left, bottom), xytext=(0, -4), textcoords="offset points", fontsize=TICK_SIZE, va="top", annotation_clip=False)

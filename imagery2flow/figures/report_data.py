@@ -11,12 +11,13 @@ import numpy as np
 import pandas as pd
 
 from imagery2flow.figures.maps import read_predictions
+from imagery2flow.flows.graph import centroid_degrees
 from imagery2flow.flows.metrics import ScoredPairs
 from imagery2flow.flows.region import find_units
 from imagery2flow.flows.results import score_rows
 from imagery2flow.imagery.units import read_units
 from imagery2flow.run import files
-from imagery2flow.run.earth import great_circle_m
+from imagery2flow.run.earth import pair_distance_m
 from imagery2flow.run.errors import InputError, MissingInputError, TableError, shown
 from imagery2flow.run.flow_config import Place, RegionConfig
 from imagery2flow.run.report_config import ReportConfig
@@ -225,16 +226,9 @@ def join_predictions(tables: dict[str, pd.DataFrame], paths: dict[str, Path]) ->
 def with_places(pairs: pd.DataFrame, units: gpd.GeoDataFrame) -> pd.DataFrame:
     """Adds positions and distances, and sorts by ids."""
     origin, destination = (units.index.get_indexer(pairs[column]) for column in PAIR)
-    longitude, latitude = degrees(units)
-    distance_m = great_circle_m(longitude[origin], latitude[origin], longitude[destination], latitude[destination])
-    placed = pairs.assign(origin=origin, destination=destination, distance_m=np.where(origin == destination, 0.0, distance_m))
+    distance_m = pair_distance_m(*centroid_degrees(units.geometry), origin, destination)
+    placed = pairs.assign(origin=origin, destination=destination, distance_m=distance_m)
     return placed.sort_values(["origin", "destination"], ignore_index=True)
-
-
-def degrees(units: gpd.GeoDataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """Longitude and latitude of the centroids [num_units]."""
-    centroid = units.geometry.centroid.to_crs(4326)
-    return centroid.x.to_numpy(), centroid.y.to_numpy()
 
 
 def read_scores_of(

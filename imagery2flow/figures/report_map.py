@@ -15,7 +15,8 @@ import pandas as pd
 import shapely
 
 from imagery2flow.figures.report_columns import UnitColumn
-from imagery2flow.figures.report_data import NAMES, OBSERVED, ReportRun, degrees
+from imagery2flow.figures.report_data import NAMES, OBSERVED, ReportRun
+from imagery2flow.flows.graph import centroid_degrees
 from imagery2flow.run.stage import Ledger
 
 TOLERANCE_SHARE = 0.02  # of the side of a typical unit, by which outlines may move: less than a pixel until one unit fills the map
@@ -82,7 +83,7 @@ def top(flows: pd.DataFrame) -> float:
 
 def units_content(units: gpd.GeoDataFrame) -> dict[str, Any]:
     """Ids, centroids in degrees and on the map, outlines, and the file's first columns of text."""
-    longitude, latitude = degrees(units)
+    longitude, latitude = centroid_degrees(units.geometry)
     left, bottom, right, top = units.total_bounds
     step_m = max(right - left, top - bottom, 1.0) / LARGEST_STEP
     centroid = units.geometry.centroid

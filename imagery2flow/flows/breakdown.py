@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from imagery2flow.flows.metrics import ScoredPairs
+from imagery2flow.run.earth import METRES_PER_KM
 
 DISTANCE_EDGES_KM = (0.0, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, np.inf)
 VOLUME_EDGES = (0.0, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, np.inf)  # commuters
@@ -54,7 +55,7 @@ def by_distance(pairs: ScoredPairs, edges_km: Sequence[float] = DISTANCE_EDGES_K
         ValueError: The edges do not rise, or a pair lies outside of them.
     """
     group = np.zeros(len(pairs), dtype=np.int64)
-    group[~pairs.same_unit] = 1 + bin_of(pairs.distance_m[~pairs.same_unit] / 1_000, edges_km, "distances in km")
+    group[~pairs.same_unit] = 1 + bin_of(pairs.distance_m[~pairs.same_unit] / METRES_PER_KM, edges_km, "distances in km")
     table = group_scores(group, len(edges_km), pairs)
     table.insert(0, "distance_km", [WITHIN_UNIT, *bin_names(edges_km)])
     table.insert(1, "from_km", [np.nan, *edges_km[:-1]])

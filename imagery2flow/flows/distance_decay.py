@@ -32,9 +32,9 @@ import pandas as pd
 from scipy.optimize import minimize
 from scipy.special import rel_entr
 
-from imagery2flow.flows.metrics import NAN, jensen_shannon
+from imagery2flow.flows.metrics import jensen_shannon
+from imagery2flow.run.earth import METRES_PER_KM
 
-METRES_PER_KM = 1000.0
 SHORTEST_KM = 1.0  # where all three laws begin
 EXPONENTIAL, POWER_LAW, TRUNCATED = "exponential", "power law", "truncated power law"
 PUBLISHED_SMALLEST_EXPONENT = 1.0
@@ -144,7 +144,7 @@ def trip_length_shares(distance_m: np.ndarray, commuters: Mapping[str, np.ndarra
     km = pd.Index(np.arange(1, longest + 1), name="km")
     shares = {
         name: pd.Series(length.commuters / length.total if length.total else [], index=length.distance_km.astype(np.int64)).reindex(
-            km, fill_value=0.0 if length.total else NAN
+            km, fill_value=0.0 if length.total else np.nan
         )
         for name, length in lengths.items()
     }
@@ -162,7 +162,7 @@ def divergences(observed: np.ndarray, predicted: np.ndarray) -> tuple[float, flo
         KL, 0 or more, infinite where people travel a distance that the prediction rules out; JS, 0..1. NaN where either is empty.
     """
     if not (observed.sum() > 0 and predicted.sum() > 0):
-        return NAN, NAN
+        return np.nan, np.nan
     kl = rel_entr(observed / observed.sum(), predicted / predicted.sum()).sum() / np.log(2)
     return max(0.0, float(kl)), jensen_shannon(observed, predicted)
 
@@ -180,7 +180,7 @@ def fit_distance_decay(lengths: TripLengths, smallest_exponent: float | None = P
     total = lengths.total
     excess_km = lengths.mean(lengths.distance_km - SHORTEST_KM) if total > 0 else 0.0
     if excess_km <= 0:
-        return DistanceDecay(total, lengths.left_out, SHORTEST_KM if total > 0 else NAN, NAN, NAN, NAN, {})
+        return DistanceDecay(total, lengths.left_out, SHORTEST_KM if total > 0 else np.nan, np.nan, np.nan, np.nan, {})
     rate = 1 / excess_km
     exponent = 1 + 1 / lengths.mean(np.log(lengths.distance_km / SHORTEST_KM))
     fitted = {

@@ -23,6 +23,7 @@ from imagery2flow.flows.region import find_flows, find_units
 from imagery2flow.flows.splits import read_population
 from imagery2flow.flows.table import FlowTable, read_flows
 from imagery2flow.imagery.units import read_units
+from imagery2flow.run.earth import METRES_PER_KM
 from imagery2flow.run.errors import InputError, MissingInputError
 from imagery2flow.run.flow_config import Place
 from imagery2flow.run.form_config import UrbanFormConfig
@@ -57,7 +58,6 @@ COLUMNS = (
     "note",
 )
 WHOLE_NUMBERS = ("num_units", "residents", "jobs", "commuters_fitted", "commuters_left_out")
-METRES_PER_KM = 1000.0
 
 
 def write_form(config: UrbanFormConfig, ledger: Ledger) -> Path:

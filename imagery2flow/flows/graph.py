@@ -18,13 +18,12 @@ import shapely
 
 from imagery2flow.flows.table import as_numbers, explain_unknown, note_numeric_ids, pairs_shown
 from imagery2flow.imagery.units import check_polygons
-from imagery2flow.run.earth import great_circle_m
+from imagery2flow.run.earth import SQUARE_METRES_PER_KM2, pair_distance_m
 from imagery2flow.run.errors import Faults, TableError, shown
 from imagery2flow.run.stage import Ledger
 from imagery2flow.run.tables import read_header, read_table
 
 TOUCHING_M = 1.0  # borders that digitising left this far apart still touch
-SQUARE_METRES_PER_KM2 = 1e6
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ class RegionGraph:
 
     def distance_m(self, origin: np.ndarray, destination: np.ndarray) -> np.ndarray:
         """Distance of pairs of units in metres [num_pairs]: from the table where it has one, else great circle; 0 within a unit."""
-        distance = great_circle_m(self.longitude[origin], self.latitude[origin], self.longitude[destination], self.latitude[destination])
+        distance = pair_distance_m(self.longitude, self.latitude, origin, destination)
         if self.table_m is not None:
             given = self.table_m[origin, destination]
             distance = np.where(np.isnan(given), distance, given)
@@ -75,15 +74,21 @@ def build_graph(units: gpd.GeoDataFrame, distance_path: str | None, ledger: Ledg
     """
     check_polygons(units, "the graph", where)
     metric = units.to_crs(units.estimate_utm_crs())
-    centroids = metric.centroid.to_crs(4326)
+    longitude, latitude = centroid_degrees(metric.geometry)
     graph = RegionGraph(
         geocodes=tuple(units.index),
-        longitude=centroids.x.to_numpy(),
-        latitude=centroids.y.to_numpy(),
+        longitude=longitude,
+        latitude=latitude,
         area_km2=metric.area.to_numpy() / SQUARE_METRES_PER_KM2,
         edge=contiguity(metric.geometry, ledger),
     )
     return graph if distance_path is None else with_distances(graph, distance_path, ledger)
+
+
+def centroid_degrees(polygons: gpd.GeoSeries) -> tuple[np.ndarray, np.ndarray]:
+    """Longitude and latitude, WGS 84, of the centroids of polygons in a projected CRS [num_units]."""
+    centroid = polygons.centroid.to_crs(4326)
+    return centroid.x.to_numpy(), centroid.y.to_numpy()
 
 
 def with_distances(graph: RegionGraph, path: str, ledger: Ledger) -> RegionGraph:

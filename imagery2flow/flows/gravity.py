@@ -41,7 +41,6 @@ Constraint = Literal["none", "origin", "destination", "both"]
 # Distances from units, given as positions [k], to all units, in metres: [k, num_units].
 DistanceRows = Callable[[np.ndarray], np.ndarray]
 
-NAN = float("nan")
 # A unit without mass counts as this much, so that its logarithm exists: next to nothing as people, jobs or square kilometres.
 SMALLEST_MASS = 1e-3
 FLOOR_M = 500.0
@@ -163,7 +162,7 @@ def fit_gravity(
         raise InputError(f"no commuters on the {len(count):,} pairs to fit a gravity model to; give pairs with flows")
     term = distance_term(distance_m, deterrence, floor_m)
     if constraint == "both":
-        return GravityModel(constraint, deterrence, NAN, NAN, NAN, fit_balanced_decay(origin, destination, term, count), floor_m)
+        return GravityModel(constraint, deterrence, np.nan, np.nan, np.nan, fit_balanced_decay(origin, destination, term, count), floor_m)
     columns = {"decay": -term}
     if constraint != "origin":
         columns["origin_exponent"] = log_mass(origin_mass)[origin]
@@ -172,8 +171,8 @@ def fit_gravity(
     matrix = np.stack(list(columns.values()), axis=1)  # [num_pairs, num_parameters]
     group = {"none": np.zeros_like(origin), "origin": origin, "destination": destination}[constraint]
     values = fit_shares(matrix, group, count)
-    log_constant = float(np.log(count.sum()) - logsumexp(matrix @ values)) if constraint == "none" else NAN
-    found = {"origin_exponent": NAN, "destination_exponent": NAN} | dict(zip(columns, values.tolist(), strict=True))
+    log_constant = float(np.log(count.sum()) - logsumexp(matrix @ values)) if constraint == "none" else np.nan
+    found = {"origin_exponent": np.nan, "destination_exponent": np.nan} | dict(zip(columns, values.tolist(), strict=True))
     return GravityModel(constraint, deterrence, log_constant, floor_m=floor_m, **found)
 
 

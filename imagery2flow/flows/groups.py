@@ -15,8 +15,9 @@ import numpy as np
 import pandas as pd
 
 from imagery2flow.flows.breakdown import bin_names, bin_of, ratio
+from imagery2flow.flows.graph import centroid_degrees
 from imagery2flow.flows.metrics import ScoredPairs
-from imagery2flow.run.earth import great_circle_m
+from imagery2flow.run.earth import METRES_PER_KM, pair_distance_m
 
 # As published; a bin holds its upper edge, so that 100 commuters are not yet "above 100". The first holds 0 too.
 DISTANCE_EDGES_KM = (0.0, 10.0, 20.0, 30.0, 40.0, 50.0, np.inf)
@@ -34,12 +35,22 @@ def known_pairs(table: pd.DataFrame, units: gpd.GeoSeries) -> tuple[np.ndarray, 
         KeyError: An id is not among the units.
     """
     known = table.dropna(subset=["count"])
-    centroid = units.to_crs(units.estimate_utm_crs()).centroid.to_crs(4326)
-    home, work = centroid.loc[known.h_geocode], centroid.loc[known.w_geocode]
-    same_unit = known.h_geocode.to_numpy(object) == known.w_geocode.to_numpy(object)
-    distance_m = great_circle_m(home.x.to_numpy(), home.y.to_numpy(), work.x.to_numpy(), work.y.to_numpy())
+    home, work = positions(known.h_geocode, units.index), positions(known.w_geocode, units.index)
+    distance_m = pair_distance_m(*centroid_degrees(units.to_crs(units.estimate_utm_crs())), home, work)
     observed, predicted = known["count"].to_numpy(float), known["prediction"].to_numpy(float)
-    return known.h_geocode.to_numpy(object), ScoredPairs(observed, predicted, np.where(same_unit, 0.0, distance_m), same_unit)
+    return known.h_geocode.to_numpy(object), ScoredPairs(observed, predicted, distance_m, home == work)
+
+
+def positions(geocodes: pd.Series, index: pd.Index) -> np.ndarray:
+    """Where ids stand in an index [num_ids].
+
+    Raises:
+        KeyError: An id is not in it.
+    """
+    found = index.get_indexer(geocodes)
+    if (found < 0).any():
+        raise KeyError(geocodes[found < 0].iloc[0])
+    return found
 
 
 def population_groups(origins: pd.DataFrame, population: pd.Series, num_groups: int = 10) -> pd.DataFrame:
@@ -81,7 +92,7 @@ def distance_groups(pairs: ScoredPairs, edges_km: Sequence[float] = DISTANCE_EDG
     Raises:
         ValueError: The edges do not rise, or a pair lies outside of them.
     """
-    return of_flows(bin_of(pairs.distance_m / 1_000, edges_km, "distances in km", right_closed=True), edges_km, pairs)
+    return of_flows(bin_of(pairs.distance_m / METRES_PER_KM, edges_km, "distances in km", right_closed=True), edges_km, pairs)
 
 
 def intensity_groups(pairs: ScoredPairs, edges: Sequence[float] = INTENSITY_EDGES) -> pd.DataFrame:

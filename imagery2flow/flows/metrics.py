@@ -32,7 +32,6 @@ import numpy as np
 import pandas as pd
 from scipy.special import rel_entr
 
-NAN = float("nan")
 LINK_MINIMUM = 0.5  # commuters; the smallest prediction that rounds to one
 NUM_DISTANCE_BINS = 50
 
@@ -71,23 +70,23 @@ class ScoredPairs:
 def cpc(observed: np.ndarray, predicted: np.ndarray) -> float:
     """Common part of commuters; NaN where nobody commutes in either."""
     total = observed.sum() + predicted.sum()
-    return float(2 * np.minimum(observed, predicted).sum() / total) if total > 0 else NAN
+    return float(2 * np.minimum(observed, predicted).sum() / total) if total > 0 else np.nan
 
 
 def rmse(observed: np.ndarray, predicted: np.ndarray) -> float:
     """Root mean squared error, in commuters; NaN without pairs."""
-    return float(np.sqrt(np.mean((observed - predicted) ** 2))) if len(observed) else NAN
+    return float(np.sqrt(np.mean((observed - predicted) ** 2))) if len(observed) else np.nan
 
 
 def mae(observed: np.ndarray, predicted: np.ndarray) -> float:
     """Mean absolute error, in commuters; NaN without pairs."""
-    return float(np.mean(np.abs(observed - predicted))) if len(observed) else NAN
+    return float(np.mean(np.abs(observed - predicted))) if len(observed) else np.nan
 
 
 def mape(observed: np.ndarray, predicted: np.ndarray) -> float:
     """Mean absolute error relative to the observed flow, as a fraction; NaN where nobody was observed."""
     positive = observed > 0
-    return float(np.mean(np.abs(observed[positive] - predicted[positive]) / observed[positive])) if positive.any() else NAN
+    return float(np.mean(np.abs(observed[positive] - predicted[positive]) / observed[positive])) if positive.any() else np.nan
 
 
 def cpl(observed: np.ndarray, predicted: np.ndarray) -> float:
@@ -97,14 +96,14 @@ def cpl(observed: np.ndarray, predicted: np.ndarray) -> float:
     """
     link, predicted_link = observed > 0, predicted >= LINK_MINIMUM
     num_links = link.sum() + predicted_link.sum()
-    return float(2 * (link & predicted_link).sum() / num_links) if num_links else NAN
+    return float(2 * (link & predicted_link).sum() / num_links) if num_links else np.nan
 
 
 def jensen_shannon(observed: np.ndarray, predicted: np.ndarray) -> float:
     """Jensen-Shannon divergence of the shares of two sets of masses [num_cells], in bits, 0..1; NaN where either has no mass."""
     observed_total, predicted_total = observed.sum(), predicted.sum()
     if not (observed_total > 0 and predicted_total > 0):
-        return NAN
+        return np.nan
     p, q = observed / observed_total, predicted / predicted_total
     # KL(p, m) = KL(2p, p + q) / 2; the sum, unlike the mean m, cannot round a tiny share down to 0.
     total = p + q
@@ -133,10 +132,10 @@ def r_log(observed: np.ndarray, predicted: np.ndarray) -> float:
     y, x = np.log1p(observed), np.log1p(predicted)
     # Asked of the values: the deviations of a constant from its rounded mean need not be 0.
     if len(y) == 0 or np.ptp(y) == 0 or np.ptp(x) == 0:
-        return NAN
+        return np.nan
     y, x = y - y.mean(), x - x.mean()
     spread = np.linalg.norm(y) * np.linalg.norm(x)  # 0 for deviations so small that their squares are
-    return float(np.clip(y @ x / spread, -1.0, 1.0)) if spread > 0 else NAN
+    return float(np.clip(y @ x / spread, -1.0, 1.0)) if spread > 0 else np.nan
 
 
 def skill(model_cpc: float, constant_cpc: float | None) -> float:
@@ -144,7 +143,7 @@ def skill(model_cpc: float, constant_cpc: float | None) -> float:
 
     NaN where no constant is given or the constant is perfect.
     """
-    return NAN if constant_cpc is None or constant_cpc >= 1 else 1 - (1 - model_cpc) / (1 - constant_cpc)
+    return np.nan if constant_cpc is None or constant_cpc >= 1 else 1 - (1 - model_cpc) / (1 - constant_cpc)
 
 
 def all_scores(pairs: ScoredPairs, constant_cpc: float | None = None) -> dict[str, float]:

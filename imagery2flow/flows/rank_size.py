@@ -10,8 +10,6 @@ import numpy as np
 import pandas as pd
 from scipy.stats import rankdata
 
-NAN = float("nan")
-
 
 def rank_size(flows: pd.DataFrame) -> tuple[pd.DataFrame, float]:
     """Jobs and rank of each unit where anybody works, and the slope of ``rank_size_slope``.
@@ -42,7 +40,7 @@ def rank_size_slope(jobs: np.ndarray) -> float:
     jobs = jobs[jobs > 0]
     x, y = np.log10(ranks(jobs)), np.log10(jobs)
     if len(x) == 0 or np.ptp(x) == 0:
-        return NAN
+        return np.nan
     x = x - x.mean()
     return float(x @ y / (x @ x))
 

@@ -39,8 +39,8 @@ import numpy as np
 import shapely
 from shapely.geometry.base import BaseGeometry
 
-from imagery2flow.flows.graph import SQUARE_METRES_PER_KM2, TOUCHING_M
-from imagery2flow.flows.metrics import NAN
+from imagery2flow.flows.graph import TOUCHING_M
+from imagery2flow.run.earth import SQUARE_METRES_PER_KM2
 
 NUM_RAYS = 36
 CENTRE_RADIUS_M = 5_000.0
@@ -75,7 +75,7 @@ def boyce_clark(outline: BaseGeometry, centre: shapely.Point | None = None, num_
     """
     length = ray_lengths(outline, outline.centroid if centre is None else centre, num_rays)
     if length.sum() == 0:
-        return NAN
+        return np.nan
     return float(np.abs(100 * length / length.sum() - 100 / num_rays).sum())
 
 
@@ -127,9 +127,9 @@ def population_density(residents: np.ndarray, area_km2: np.ndarray) -> tuple[flo
     known = ~np.isnan(residents)
     people, area = residents[known], area_km2[known]
     if not len(people):
-        return NAN, NAN
+        return np.nan, np.nan
     total = people.sum()
-    return float(total / area.sum()), float((people**2 / area).sum() / total) if total > 0 else NAN
+    return float(total / area.sum()), float((people**2 / area).sum() / total) if total > 0 else np.nan
 
 
 def densest(jobs: np.ndarray, area_km2: np.ndarray) -> int:
@@ -145,7 +145,7 @@ def share_within(jobs: np.ndarray, distance_m: np.ndarray, radius_m: float = CEN
         distance_m: Of each unit from the centre: [num_units].
         radius_m: The distance.
     """
-    return float(jobs[distance_m <= radius_m].sum() / jobs.sum()) if jobs.sum() > 0 else NAN
+    return float(jobs[distance_m <= radius_m].sum() / jobs.sum()) if jobs.sum() > 0 else np.nan
 
 
 def centralisation(jobs: np.ndarray, area_km2: np.ndarray, distance_m: np.ndarray) -> float:
@@ -157,7 +157,7 @@ def centralisation(jobs: np.ndarray, area_km2: np.ndarray, distance_m: np.ndarra
         distance_m: Of each unit from the centre; units at one distance count as one: [num_units].
     """
     if jobs.sum() <= 0:
-        return NAN
+        return np.nan
     ring = np.unique(distance_m, return_inverse=True)[1]
     x, a = (np.cumsum(np.bincount(ring, values) / values.sum()) for values in (jobs, area_km2))  # [num_rings] each
     return float((x[:-1] * a[1:]).sum() - (x[1:] * a[:-1]).sum())

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 EARTH_RADIUS_M = 6_371_009.0  # mean radius, IUGG
+METRES_PER_KM, SQUARE_METRES_PER_KM2 = 1e3, 1e6
 
 
 def great_circle_m(longitude_a: np.ndarray, latitude_a: np.ndarray, longitude_b: np.ndarray, latitude_b: np.ndarray) -> np.ndarray:
@@ -17,6 +18,21 @@ def great_circle_m(longitude_a: np.ndarray, latitude_a: np.ndarray, longitude_b:
     lambda_a, phi_a, lambda_b, phi_b = (np.radians(angle) for angle in (longitude_a, latitude_a, longitude_b, latitude_b))
     haversine = np.sin((phi_b - phi_a) / 2) ** 2 + np.cos(phi_a) * np.cos(phi_b) * np.sin((lambda_b - lambda_a) / 2) ** 2
     return 2 * EARTH_RADIUS_M * np.arcsin(np.sqrt(np.clip(haversine, 0.0, 1.0)))
+
+
+def pair_distance_m(longitude: np.ndarray, latitude: np.ndarray, origin: np.ndarray, destination: np.ndarray) -> np.ndarray:
+    """Great-circle distance of pairs of places in metres, 0 from a place to itself.
+
+    Args:
+        longitude: Of the places, degrees [num_places].
+        latitude: [num_places].
+        origin: Positions of the places where the pairs begin [num_pairs].
+        destination: Where they end [num_pairs].
+
+    Returns:
+        Metres [num_pairs].
+    """
+    return great_circle_m(longitude[origin], latitude[origin], longitude[destination], latitude[destination])
 
 
 def graticule_areas_m2(latitude_edges: np.ndarray, width: float, semi_minor_m: float, eccentricity_squared: float) -> np.ndarray:

@@ -17,7 +17,7 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components, dijkstra
 from scipy.spatial import cKDTree
 
-from imagery2flow.run.earth import EARTH_RADIUS_M, great_circle_m
+from imagery2flow.run.earth import EARTH_RADIUS_M, pair_distance_m
 from imagery2flow.run.errors import InputError, first_sentence
 from imagery2flow.run.files import existing_file
 from imagery2flow.run.stage import Ledger
@@ -76,7 +76,7 @@ def road_distances(
     ledger.note(f"centroids lie {np.median(off_m):,.0f} m from the nearest node of a road in the median, {off_m.max():,.0f} m at most")
     near = off_m <= snap_m
     chosen = np.flatnonzero(near[pairs].all(axis=0))
-    straight_m = great_circle_m(*(values[pairs[end, chosen]] for end in (0, 1) for values in (longitude, latitude)))
+    straight_m = pair_distance_m(longitude, latitude, *pairs[:, chosen])
     distance_m = np.full(pairs.shape[1], np.nan)
     distance_m[chosen] = shortest_ways(graph.length_m, node[pairs[:, chosen]], DETOUR * straight_m + START_M)
     return distance_m
@@ -188,7 +188,7 @@ class Streets:
             used = joined & (np.frombuffer(allowed, dtype=np.int8)[1:] == 1)
             parts.append(np.stack([tail[used], head[used]]))
         edge = np.unique(np.concatenate(parts, axis=1), axis=1)  # two ways along one stretch of ground count once
-        length_m = great_circle_m(longitude[edge[0]], latitude[edge[0]], longitude[edge[1]], latitude[edge[1]])
+        length_m = pair_distance_m(longitude, latitude, *edge)
         matrix = csr_array((np.maximum(length_m, SHORTEST_EDGE_M), (edge[0], edge[1])), shape=(len(first), len(first)))
         return RoadGraph(longitude, latitude, matrix)
 

@@ -270,7 +270,7 @@ def why_not(item: Item, footprint: shapely.Geometry, config: AcquireConfig) -> s
 def cloud_cover_percent(item: Item) -> float:
     """Cloud cover as the catalogue states it; NaN where it does not."""
     cover = item.properties.get("eo:cloud_cover")
-    return float("nan") if cover is None else float(cover)
+    return np.nan if cover is None else float(cover)
 
 
 def asset_name(item: Item, sensor: Sensor, band: str) -> str | None:

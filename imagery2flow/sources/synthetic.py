@@ -29,12 +29,13 @@ from scipy.ndimage import gaussian_filter
 from scipy.stats import poisson
 
 from imagery2flow.run.config import SyntheticConfig
+from imagery2flow.run.earth import SQUARE_METRES_PER_KM2
 from imagery2flow.run.files import check_output_folder, replacing
 from imagery2flow.run.stage import Ledger
 from imagery2flow.run.tables import write_table
 
 GSD_M = 30.0
-PIXEL_KM2 = (GSD_M / 1000) ** 2
+PIXEL_KM2 = GSD_M**2 / SQUARE_METRES_PER_KM2
 BANDS = ("red", "nir", "swir1")
 STATE = "01"  # ids begin with 0, as those of ten states do; the county follows from the seed
 DECAY_M = 4000.0  # D of the law

@@ -3,20 +3,16 @@ import math
 import geopandas as gpd
 import numpy as np
 import pandas as pd
-import pyproj
 import pytest
 import shapely
-from hypothesis import given
-from hypothesis import strategies as st
 
 from imagery2flow.flows.graph import build_graph, contiguity, read_distances
-from imagery2flow.run.earth import EARTH_RADIUS_M, great_circle_m
+from imagery2flow.run.earth import EARTH_RADIUS_M
 from imagery2flow.run.errors import InputError, TableError
 
 from .conftest import make_line_graph
 
 IDS = ("0101", "0102", "0103")
-places = st.tuples(st.floats(-180, 180), st.floats(-90, 90))
 
 
 def series(**boxes):
@@ -101,25 +97,6 @@ def test_units_that_are_no_polygons_are_refused(ledger):
     points = gpd.GeoDataFrame(geometry=[shapely.Point(0, 0)], index=["a"], crs=4326)
     with pytest.raises(InputError, match="the graph needs polygons but the units hold Point"):
         build_graph(points, None, ledger)
-
-
-def test_great_circle_by_hand():
-    one_degree = math.pi / 180 * 6_371_009
-    assert EARTH_RADIUS_M == 6_371_009
-    assert great_circle_m(5.0, 40.0, 5.0, 41.0) == pytest.approx(one_degree)
-    assert great_circle_m(5.0, 0.0, 6.0, 0.0) == pytest.approx(one_degree)
-    assert great_circle_m(0.0, 60.0, 180.0, 60.0) == pytest.approx(60 * one_degree)  # over the pole
-    assert great_circle_m(179.5, 0.0, -179.5, 0.0) == pytest.approx(one_degree)  # over the date line
-    assert great_circle_m(0.0, 0.0, 180.0, 0.0) == pytest.approx(180 * one_degree)
-
-
-@given(places, places)
-def test_great_circle_is_the_geodesic_within_a_percent_symmetric_and_0_at_one_place(one, other):
-    distance = great_circle_m(*one, *other)
-    assert distance == great_circle_m(*other, *one)
-    assert great_circle_m(*one, *one) == 0
-    geodesic = pyproj.Geod(ellps="WGS84").inv(*one, *other)[2]
-    assert distance == pytest.approx(geodesic, rel=6e-3, abs=0.1)
 
 
 def test_distances_are_0_within_a_unit_and_come_from_the_table_where_it_has_one():
