@@ -11,7 +11,6 @@ it follows from: pixels, bands, images. So other settings or other images never 
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import shutil
@@ -36,6 +35,7 @@ from imagery2flow.run.acquire_config import TILE_PIXELS, AcquireConfig
 from imagery2flow.run.errors import InputError
 from imagery2flow.run.files import replacing, replacing_by_gdal
 from imagery2flow.run.geofiles import open_raster
+from imagery2flow.run.lock import only_run
 from imagery2flow.run.stage import Ledger
 from imagery2flow.run.tables import write_table
 from imagery2flow.sources.stac import (
@@ -175,20 +175,14 @@ def make_grid(units: gpd.GeoDataFrame, config: AcquireConfig) -> GeoBox:
 
 @contextmanager
 def block_folder(config: AcquireConfig) -> Iterator[Path]:
-    """The folder of finished blocks, for one process at a time; removed if the work comes to its end.
+    """The folder of finished blocks, for one run at a time; removed if the work comes to its end.
 
     Raises:
-        InputError: Another process is at work there.
+        InputError: Another run is at work there.
     """
-    path, folder = config.imagery_path, block_folder_path(config)
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(f"another process is making {path}; wait until it has ended, or name another --region") from error
-        for half in path.parent.glob(f".{path.name}.*{path.suffix}"):  # of a killed process; see replacing
-            half.unlink()
+    folder = block_folder_path(config)
+    with only_run(config.imagery_path):
+        folder.mkdir(parents=True, exist_ok=True)
         is_done = False
         try:
             yield folder

@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import resource
 import signal
 import subprocess
@@ -21,6 +22,7 @@ from imagery2flow.sources import composite
 from tests.sources.catalogue import LEFT_M, SIDE, TOP_M, UNITS_M, sentinel2
 
 FLAGS = "--bands red --block 256"  # 270 x 270 pixels: four blocks
+NO_PROCESS = 2**22 + 1  # more than Linux numbers
 KILLED_AT_THE_THIRD_BLOCK = """
 import os, signal, sys
 from imagery2flow.__main__ import main
@@ -112,7 +114,7 @@ def test_a_killed_run_continues_and_its_pixels_are_those_of_a_whole_one(whole, m
     assert ended.returncode == status and "Traceback" not in ended.stderr
     assert len(kept()) == 2 and not Path("data/here/s2_2020.tif").exists()
     if name == "SIGKILL":
-        Path("data/here/.s2_2020.tif.elsewhere.1.tif").write_bytes(b"half")
+        Path(f"data/here/.s2_2020.tif.{platform.node()}.{NO_PROCESS}.tif").write_bytes(b"half")
     assert acquire() == 0
     assert made == [(14, 256), (14, 14)]  # the last two
     assert "2 of 4 blocks were there from a call that did not come to its end" in notes()
@@ -248,17 +250,20 @@ def test_a_pickle_in_a_block_is_not_run(whole, broken, made):
     check_equal(whole)
 
 
-def test_two_at_once_do_not_meet(three_images, monkeypatch, capsys):
+def test_two_at_once_do_not_meet(three_images, monkeypatch):
     real = composite.Blocks.make
 
     def another_comes(blocks, ledger):
-        with monkeypatch.context() as patch:
-            patch.setattr(composite.Blocks, "make", real)
-            assert "another process is making data/here/s2_2020.tif; wait until it has ended" in refused(capsys)
+        command = [sys.executable, "-m", "imagery2flow", *arguments()]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        ended = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
+        assert ended.returncode == 2
+        assert f"data/here/s2_2020.tif is being written by another run (process {os.getpid()} on " in ended.stderr
         return real(blocks, ledger)
 
     monkeypatch.setattr(composite.Blocks, "make", another_comes)
     assert acquire() == 0
+    assert names() == {"units.gpkg", "s2_2020.tif", "s2_2020_scenes.csv", "acquire_imagery_s2_2020_run.json"}
 
 
 def test_a_run_killed_at_its_very_end_leaves_nothing(three_images):
