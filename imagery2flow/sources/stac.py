@@ -17,6 +17,7 @@ centres of pixels (github.com/stac-utils/stactools, pull request 23).
 
 from __future__ import annotations
 
+import functools
 import logging
 import re
 import time
@@ -34,6 +35,7 @@ from imagery2flow.run.errors import InputError, first_sentence
 from imagery2flow.run.stage import Ledger
 from imagery2flow.sources import http
 from imagery2flow.sources.addresses import read_addresses
+from imagery2flow.sources.signing import Signer
 
 if TYPE_CHECKING:
     from odc.geo.geobox import GeoBox
@@ -161,33 +163,19 @@ def check_packages(config: AcquireConfig) -> None:
             'acquiring imagery needs the packages pystac-client and odc-stac; install them with: pip install "imagery2flow[acquire]", '
             "or leave imagery out of --what"
         ) from error
-    signer(config)
 
 
 def signer(config: AcquireConfig) -> Callable[[str], str] | None:
-    """What makes an address readable: the Planetary Computer signs its own, for an hour or less; others need nothing.
-
-    Raises:
-        InputError: The package that signs is missing.
-    """
+    """What makes an address readable: the Planetary Computer's need a token, others nothing."""
     if config.catalogue != "planetary_computer":
         return None
-    try:
-        import planetary_computer
-    except ImportError as error:
-        raise InputError(
-            '--catalogue planetary_computer needs the package planetary-computer; install it with: pip install "imagery2flow[acquire]"'
-        ) from error
-    # The one setting of the package that is an address.
-    planetary_computer.settings.Settings.get().sas_url = read_addresses(config.addresses)["planetary_computer_token"]
+    return signer_at(read_addresses(config.addresses)["planetary_computer_token"]).sign
 
-    def sign(address: str) -> str:
-        try:
-            return planetary_computer.sign(address)
-        except ValueError as error:  # an answer that is no token; what the network does are errors of the system's already
-            raise OSError(f"its address cannot be signed: {first_sentence(error)}") from error
 
-    return sign
+@functools.cache  # tokens are good for all images
+def signer_at(address: str) -> Signer:
+    """The one signer whose tokens come from an address."""
+    return Signer(address)
 
 
 def search(footprint: shapely.Geometry, config: AcquireConfig, address: str, ledger: Ledger) -> list[Item]:

@@ -67,8 +67,6 @@ def test_the_district_of_columbia(tmp_path, monkeypatch):
 @pytest.mark.parametrize("flags", ["--sensor s2", "--sensor l8 --catalogue planetary_computer", "--sensor l5 --year 2010"])
 def test_the_catalogues_have_imagery_of_the_capital(flags, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    if "planetary" in flags:
-        pytest.importorskip("planetary_computer")
     gpd.GeoDataFrame({"geocode": ["a"]}, geometry=[shapely.box(-77.04, 38.89, -77.03, 38.9)], crs=4326).to_file("place.gpkg")
     what = ["--region", "capital", "--what", "imagery", "--units", "place.gpkg"]
     assert main(["acquire", *what, *flags.split(), "--dry_run"]) == 0
