@@ -46,21 +46,9 @@ def acquire(config: AcquireConfig, ledger: Ledger, read_units: UnitReader, count
             return None
         counties = fetch_counties(config.cbsa, addresses, downloader)
     units = present_units(config, counties, ledger, read_units)
-    if units is None and not counties:
-        raise InputError(
-            f"--region {config.region} is none of M1 to M10 and has no units.gpkg in {config.folder}; name its place with --state_county, --cbsa or --units"
-        )
-    if units is None and "units" not in config.what:
-        raise InputError(f"region {config.region} has no units.gpkg in {config.folder}; add units to --what, or give --units")
-    if "imagery" in config.what:
-        check_imagery(units, config)
+    check_parts(config, units, counties)
     if config.dry_run:
-        if set(config.what) != {"imagery"}:
-            print_plan(plan(config, units, counties, addresses), downloader)
-        if "land_cover" in config.what and units is None:
-            print("land_cover.csv: follows from units.gpkg, which is not there yet")
-        if "imagery" in config.what:
-            print_imagery_plan(units, config, addresses, ledger)
+        print_plans(config, units, counties, addresses, downloader, ledger)
         return None
     if units is None:
         units = fetch_tracts(counties, config, addresses, downloader, ledger)
@@ -74,6 +62,43 @@ def acquire(config: AcquireConfig, ledger: Ledger, read_units: UnitReader, count
         table = fetch_land_cover(units, config, addresses, downloader, ledger, count_land_cover)
         write_table(config.folder / "land_cover.csv", table)
     return config.run_file
+
+
+def check_parts(config: AcquireConfig, units: gpd.GeoDataFrame | None, counties: Sequence[str]) -> None:
+    """Refuses what cannot be had, before anything is fetched: units of nowhere, parts that need units, imagery in the place of other imagery.
+
+    Raises:
+        InputError: The place is unknown, units are lacking, or the imagery cannot be made.
+    """
+    if units is None and not counties:
+        raise InputError(
+            f"--region {config.region} is none of M1 to M10 and has no units.gpkg in {config.folder}; name its place with --state_county, --cbsa or --units"
+        )
+    if units is None and "units" not in config.what:
+        raise InputError(f"region {config.region} has no units.gpkg in {config.folder}; add units to --what, or give --units")
+    if "imagery" in config.what:
+        check_imagery(units, config)
+
+
+def print_plans(
+    config: AcquireConfig,
+    units: gpd.GeoDataFrame | None,
+    counties: Sequence[str],
+    addresses: dict[str, str],
+    downloader: Downloader,
+    ledger: Ledger,
+) -> None:
+    """Prints what --dry_run tells of each part: files with their sizes, images, and what follows from others.
+
+    Raises:
+        InputError: Files are not there, or a server or catalogue does not answer.
+    """
+    if set(config.what) != {"imagery"}:
+        print_plan(plan(config, units, counties, addresses), downloader)
+    if "land_cover" in config.what and units is None:
+        print("land_cover.csv: follows from units.gpkg, which is not there yet")
+    if "imagery" in config.what:
+        print_imagery_plan(units, config, addresses, ledger)
 
 
 def write_tables(units: gpd.GeoDataFrame, config: AcquireConfig, addresses: dict[str, str], downloader: Downloader, ledger: Ledger) -> None:

@@ -20,6 +20,7 @@ from imagery2flow.run.config import PreprocessingConfig
 from imagery2flow.run.errors import InputError
 from imagery2flow.run.files import save_tensors
 from imagery2flow.run.stage import Ledger
+from tests.spoiling import later
 
 from .conftest import GEOCODES, rename_ids, train, training_config, write_region
 
@@ -115,35 +116,29 @@ def test_a_good_region_passes_and_no_file_changes(check, town):
     assert state_of(town) == before
 
 
-FAULTS = {
-    "no units": (lambda: shutil.move(UNITS, "old.gpkg"), "region town", "has no units.gpkg"),
-    "ids that repeat": (lambda: edit_units(lambda u: u.assign(GEOID20=[GEOCODES[1], *u.GEOID20[1:]])), UNITS, "1 ids occur more than once"),
-    "no CRS": (lambda: edit_units(lambda u: u.set_crs(None, allow_override=True)), UNITS, "state no CRS"),
-    "points": (lambda: edit_units(lambda u: u.set_geometry(u.centroid)), UNITS, "needs polygons but"),
-    "a negative count": (lambda: edit(FLOWS, "count", 2, "-3"), FLOWS, "1 counts are negative (line 4: -3)"),
+lose, write_text = later(lambda path: shutil.move(path, "old")), later(lambda path: Path(path).write_text("hello"))
+put, change_units, put_scene = later(edit), later(edit_units), later(write_scene)
+FAULTS = {  # what spoils a file, what is at fault, what is said of it
+    "no units": (lose(UNITS), "region town", "has no units.gpkg"),
+    "ids that repeat": (change_units(lambda u: u.assign(GEOID20=[GEOCODES[1], *u.GEOID20[1:]])), UNITS, "1 ids occur more than once"),
+    "no CRS": (change_units(lambda u: u.set_crs(None, allow_override=True)), UNITS, "state no CRS"),
+    "points": (change_units(lambda u: u.set_geometry(u.centroid)), UNITS, "needs polygons but"),
+    "a negative count": (put(FLOWS, "count", 2, "-3"), FLOWS, "1 counts are negative (line 4: -3)"),
     "an unknown unit": (
-        lambda: edit(FLOWS, "h_geocode", 2, "9"),
+        put(FLOWS, "h_geocode", 2, "9"),
         FLOWS,
-        "1 ids of h_geocode are not among the 30 units (9); use units of the same place and census year",
+        "1 ids of h_geocode are not among the 30 units (9); use units of the same place",
     ),
-    "a feature of nothing": (lambda: edit(FEATURES, "1", 2, ""), FEATURES, "columns 1 hold missing"),
-    "no features": (lambda: shutil.move(FEATURES, "old.csv"), FEATURES, "does not exist"),
-    "a distance below 0": (lambda: edit(DISTANCES, "distance_m", 0, "-1"), DISTANCES, "1 values are negative"),
-    "a population of words": (
-        lambda: edit(POPULATION, "population", 0, "many"),
-        POPULATION,
-        "1 values of population are no numbers (many)",
-    ),
-    "an unknown label": (lambda: edit(SPLIT, "split", 0, "held"), SPLIT, "1 values are not among train, valid, test (held)"),
-    "a scene of no place": (lambda: write_scene(SCENE, crs=None), SCENE, "states no CRS"),
-    "a scene elsewhere": (lambda: write_scene(SCENE, crs="EPSG:32619"), SCENE, "lies on a scene"),
-    "a text as scene": (lambda: write_text(SCENE), SCENE, "cannot be opened as a raster"),
+    "a feature of nothing": (put(FEATURES, "1", 2, ""), FEATURES, "columns 1 hold missing"),
+    "no features": (lose(FEATURES), FEATURES, "does not exist"),
+    "a distance below 0": (put(DISTANCES, "distance_m", 0, "-1"), DISTANCES, "1 values are negative"),
+    "a population of words": (put(POPULATION, "population", 0, "many"), POPULATION, "1 values of population are no numbers (many)"),
+    "an unknown label": (put(SPLIT, "split", 0, "held"), SPLIT, "1 values are not among train, valid, test (held)"),
+    "a scene of no place": (put_scene(SCENE, crs=None), SCENE, "states no CRS"),
+    "a scene elsewhere": (put_scene(SCENE, crs="EPSG:32619"), SCENE, "lies on a scene"),
+    "a text as scene": (write_text(SCENE), SCENE, "cannot be opened as a raster"),
 }
 OF_STAGE_1 = {"a scene of no place", "a scene elsewhere", "a text as scene"}
-
-
-def write_text(path):
-    Path(path).write_text("hello")
 
 
 @pytest.mark.parametrize("name", FAULTS)

@@ -102,6 +102,13 @@ def scene_window(values: np.ndarray, row) -> tuple[np.ndarray, range, range]:
     return window, rows, columns
 
 
+def cut_windows(seed: int, grid: str, **options):
+    """Unit, row of the manifest, patch, and the scene's window with its rows and columns of every unit that was cut; the grid's transform."""
+    with tempfile.TemporaryDirectory() as folder:
+        values, transform, found = cut_random(seed, grid, Path(folder), **options)
+    return [(unit, row, patch, *scene_window(values, row)) for unit, row, patch in found if patch is not None], transform
+
+
 @pytest.mark.parametrize("grid", GRIDS)
 @given(seed=st.integers(0, 10**6))
 @settings(max_examples=6)
@@ -132,12 +139,8 @@ def test_a_patch_holds_the_valid_pixels_whose_centre_lies_in_the_unit(grid, seed
 @settings(max_examples=4)
 def test_with_a_margin_a_patch_is_the_scene_around_the_unit(grid, seed):
     margin_m = 70.0
-    with tempfile.TemporaryDirectory() as folder:
-        values, transform, found = cut_random(seed, grid, Path(folder), context_m=margin_m)
-    for unit, row, patch in found:
-        if patch is None:
-            continue
-        window, rows, columns = scene_window(values, row)
+    found, transform = cut_windows(seed, grid, context_m=margin_m)
+    for unit, row, patch, window, rows, columns in found:
         assert np.array_equal(patch, window)
         inside = naive_inside(unit, transform, rows, columns)
         if inside.any():
@@ -156,12 +159,8 @@ def test_with_a_margin_a_patch_is_the_scene_around_the_unit(grid, seed):
 @given(seed=st.integers(0, 10**6))
 @settings(max_examples=6)
 def test_with_all_touched_a_patch_holds_the_valid_pixels_that_the_unit_touches(grid, seed):
-    with tempfile.TemporaryDirectory() as folder:
-        values, transform, found = cut_random(seed, grid, Path(folder), all_touched=True)
-    for unit, row, patch in found:
-        if patch is None:
-            continue
-        window, rows, columns = scene_window(values, row)
+    found, transform = cut_windows(seed, grid, all_touched=True)
+    for unit, _, patch, window, rows, columns in found:
         surely, perhaps = touched(unit, transform, rows, columns)
         kept = (patch != 0).all(axis=0)
         valid = (window != 0).all(axis=0)
