@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from .test_kills import STAGES, contents, make_folder, reference, server  # noqa: F401  # a fixture
+from tests.faults.processes import STAGES, contents, make_folder, reference
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_full_disk_is_one_sentence_and_status_2_and_the_same_command_goes_on(server, tmp_path, stage):  # noqa: F811
+def test_a_full_disk_is_one_sentence_and_status_2_and_the_same_command_goes_on(server, tmp_path, stage):
     whole, place = reference(server, stage), make_folder(server, tmp_path / stage, stage)
     said = place.with_suffix(".txt")
     done = server.run_stage(place, stage, file_limit=300)  # bytes: the system writes no more into any file
@@ -22,7 +22,7 @@ def test_a_full_disk_is_one_sentence_and_status_2_and_the_same_command_goes_on(s
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize(("signal_name", "status"), [("SIGTERM", 143), ("SIGINT", 130)])
-def test_a_stopped_stage_says_so_and_the_same_command_goes_on(server, tmp_path, stage, signal_name, status):  # noqa: F811
+def test_a_stopped_stage_says_so_and_the_same_command_goes_on(server, tmp_path, stage, signal_name, status):
     whole, place = reference(server, stage), make_folder(server, tmp_path / stage, stage)
     said = place.with_suffix(".txt")
     done = server.run_stage(place, stage, kill_at=max(whole.changes // 2, 1), signal=signal_name)
