@@ -9,6 +9,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 JOBS ?= 2
+BESIDE = -n $(JOBS) --dist worksteal  # each process takes the tests of whole folders, so that what these share is made once
 DATA ?= ../shared/data
 SECONDS ?= 600
 
@@ -45,10 +46,10 @@ figs: $(INSTALLED)
 	$(BIN)/jupyter execute --inplace --kernel_name=python3 figs.ipynb
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n $(JOBS)
+	$(BIN)/python -m pytest $(BESIDE)
 
 test-all: $(INSTALLED)
-	$(BIN)/python -m pytest -n $(JOBS) -m "not gpu and not network"
+	$(BIN)/python -m pytest $(BESIDE) -m "not gpu and not network"
 
 test-gpu: $(INSTALLED)
 	$(BIN)/python -m pytest -m gpu

@@ -36,6 +36,11 @@ if TYPE_CHECKING:
 hypothesis.settings.register_profile("repeatable", derandomize=True, database=None, deadline=None)
 hypothesis.settings.load_profile("repeatable")
 
+WITHOUT_WATCHING = {  # a cluster looks at itself fifty times a second
+    "distributed.admin.tick.interval": "1s",
+    "distributed.admin.system-monitor.interval": "10s",
+    "distributed.worker.profile.enabled": False,
+}
 LEFT, TOP, GSD_M = 500_000.0, 4_500_000.0, 30.0  # metres; on the central meridian of the UTM zone
 
 
@@ -116,8 +121,12 @@ def workplace(good_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator["LocalCluster"]:
-    """A dask cluster of two processes."""
+    """A dask cluster of two processes, which takes no time from the other tests while it waits."""
+    import dask
     from distributed import LocalCluster
 
-    with LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0") as running:
+    with (
+        dask.config.set(WITHOUT_WATCHING),
+        LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0") as running,
+    ):
         yield running

@@ -10,8 +10,6 @@ from tests.spoiling import FLAGS, ROOT, call, check_message, state_of
 
 IN_A_PROCESS = (
     "img_preprocessing-a scene elsewhere",
-    "get_img_embedding-a truncated checkpoint",
-    "train_ODPrediction-several faults of the flows",
     "train_ODPrediction-a dropout of one",
 )
 

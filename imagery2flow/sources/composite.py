@@ -15,6 +15,7 @@ import hashlib
 import json
 import shutil
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
 
 MARGIN_M = 2_000.0  # of imagery around the units, for patches with their surroundings
 OUTLINE_ERROR_DEGREES = 0.02  # catalogues draw the outlines of images with few points
+DAMAGED_ARCHIVE = (OSError, EOFError, KeyError, RuntimeError, ValueError, zipfile.BadZipFile, zlib.error)  # depending on which byte is wrong
 SETTINGS_TAG = "IMAGERY2FLOW_SETTINGS"  # of the file: what its pixels follow from
 
 
@@ -266,7 +268,7 @@ def read_counts(path: Path) -> np.ndarray | None:
             damaged = archive.testzip()
         with np.load(path, allow_pickle=False) as content:
             return None if damaged else content["counts"]
-    except Exception:  # a damaged archive raises a dozen classes, depending on which byte is wrong
+    except DAMAGED_ARCHIVE:
         return None
 
 

@@ -239,6 +239,21 @@ def test_a_damaged_block_is_made_again(whole, broken, made, damage):
     check_equal(whole)
 
 
+def test_a_block_that_is_damaged_anywhere_counts_as_absent_or_as_whole(tmp_path):
+    path, random = tmp_path / "block.npz", np.random.default_rng(0)
+    np.savez_compressed(path, values=random.integers(1, 60_000, (2, 8, 8)), counts=np.arange(3))
+    content, absent = path.read_bytes(), 0
+    for _ in range(300):
+        damaged = bytearray(content[: random.integers(len(content)) if random.random() < 0.2 else None])
+        for place in random.integers(len(damaged), size=random.integers(1, 4)) if damaged else ():
+            damaged[place] = random.integers(256)
+        path.write_bytes(damaged)
+        counts = composite.read_counts(path)
+        assert counts is None or counts.tolist() == [0, 1, 2]
+        absent += counts is None
+    assert 100 < absent < 300
+
+
 def test_a_pickle_in_a_block_is_not_run(whole, broken, made):
     class Harm:
         def __reduce__(self):
