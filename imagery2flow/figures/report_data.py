@@ -17,7 +17,7 @@ from imagery2flow.flows.region import find_units
 from imagery2flow.flows.results import score_rows
 from imagery2flow.imagery.units import read_units
 from imagery2flow.run import files
-from imagery2flow.run.earth import pair_distance_m
+from imagery2flow.run.earth import pair_distance_m, utm_epsg
 from imagery2flow.run.errors import InputError, MissingInputError, TableError, shown
 from imagery2flow.run.flow_config import Place, RegionConfig
 from imagery2flow.run.report_config import ReportConfig
@@ -158,7 +158,7 @@ def read_region_units(config: ReportConfig, record: dict[str, Any], ledger: Ledg
         settings["units_path"] = []  # look in the folder that is named, not where the run found them
     region = RegionConfig(**settings | {name: value for name, value in given.items() if value is not None})
     units = [read_units(existing_units(region, place), region.id_column, ledger) for place in region.places()]
-    first = units[0].to_crs(units[0].estimate_utm_crs())
+    first = units[0].to_crs(utm_epsg(units[0]))
     joined = pd.concat([first, *(table.to_crs(first.crs) for table in units[1:])]).sort_index()
     repeated = joined.index[joined.index.duplicated()]
     if len(repeated):

@@ -18,7 +18,7 @@ import shapely
 
 from imagery2flow.flows.table import as_numbers, explain_unknown, note_numeric_ids, pairs_shown
 from imagery2flow.imagery.units import check_polygons
-from imagery2flow.run.earth import SQUARE_METRES_PER_KM2, pair_distance_m
+from imagery2flow.run.earth import SQUARE_METRES_PER_KM2, pair_distance_m, utm_epsg
 from imagery2flow.run.errors import Faults, TableError, shown
 from imagery2flow.run.stage import Ledger
 from imagery2flow.run.tables import read_header, read_table
@@ -73,7 +73,7 @@ def build_graph(units: gpd.GeoDataFrame, distance_path: str | None, ledger: Ledg
         TableError: The table of distances has faults.
     """
     check_polygons(units, "the graph", where)
-    metric = units.to_crs(units.estimate_utm_crs())
+    metric = units.to_crs(utm_epsg(units))
     longitude, latitude = centroid_degrees(metric.geometry)
     graph = RegionGraph(
         geocodes=tuple(units.index),

@@ -17,7 +17,7 @@ import pandas as pd
 from imagery2flow.flows.breakdown import bin_names, bin_of, ratio
 from imagery2flow.flows.graph import centroid_degrees
 from imagery2flow.flows.metrics import ScoredPairs
-from imagery2flow.run.earth import METRES_PER_KM, pair_distance_m
+from imagery2flow.run.earth import METRES_PER_KM, pair_distance_m, utm_epsg
 
 # As published; a bin holds its upper edge, so that 100 commuters are not yet "above 100". The first holds 0 too.
 DISTANCE_EDGES_KM = (0.0, 10.0, 20.0, 30.0, 40.0, 50.0, np.inf)
@@ -36,7 +36,7 @@ def known_pairs(table: pd.DataFrame, units: gpd.GeoSeries) -> tuple[np.ndarray, 
     """
     known = table.dropna(subset=["count"])
     home, work = positions(known.h_geocode, units.index), positions(known.w_geocode, units.index)
-    distance_m = pair_distance_m(*centroid_degrees(units.to_crs(units.estimate_utm_crs())), home, work)
+    distance_m = pair_distance_m(*centroid_degrees(units.to_crs(utm_epsg(units))), home, work)
     observed, predicted = known["count"].to_numpy(float), known["prediction"].to_numpy(float)
     return known.h_geocode.to_numpy(object), ScoredPairs(observed, predicted, distance_m, home == work)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import geopandas as gpd
     import numpy as np
 
 EARTH_RADIUS_M = 6_371_009.0  # mean radius, IUGG
@@ -33,6 +34,26 @@ def pair_distance_m(longitude: np.ndarray, latitude: np.ndarray, origin: np.ndar
         Metres [num_pairs].
     """
     return great_circle_m(longitude[origin], latitude[origin], longitude[destination], latitude[destination])
+
+
+def utm_epsg(shapes: gpd.GeoDataFrame | gpd.GeoSeries) -> int:
+    """EPSG code of the UTM zone (WGS 84) in which the middle of the shapes' bounds lies; beyond 84 degrees too, where there are none.
+
+    The same as ``estimate_utm_crs`` of geopandas, which looks through PROJ's database for a fifth of a second.
+
+    Args:
+        shapes: With a CRS; at least one is not empty.
+    """
+    from pyproj import Transformer
+
+    assert shapes.crs is not None
+    west, south, east, north = shapes.total_bounds
+    if not shapes.crs.is_geographic:
+        west, south, east, north = Transformer.from_crs(shapes.crs, 4326, always_xy=True).transform_bounds(west, south, east, north)
+    if west > east:  # over the antimeridian
+        east += 360
+    zone = int(((west + east) / 2 + 180) // 6) % 60 + 1
+    return (32600 if south + north >= 0 else 32700) + zone
 
 
 def graticule_areas_m2(latitude_edges: np.ndarray, width: float, semi_minor_m: float, eccentricity_squared: float) -> np.ndarray:

@@ -33,6 +33,7 @@ from rasterio.windows import Window
 from tqdm import tqdm
 
 from imagery2flow.run.acquire_config import TILE_PIXELS, AcquireConfig
+from imagery2flow.run.earth import utm_epsg
 from imagery2flow.run.errors import InputError
 from imagery2flow.run.files import replacing, replacing_by_gdal
 from imagery2flow.run.geofiles import open_raster
@@ -57,7 +58,15 @@ if TYPE_CHECKING:
 
 MARGIN_M = 2_000.0  # of imagery around the units, for patches with their surroundings
 OUTLINE_ERROR_DEGREES = 0.02  # catalogues draw the outlines of images with few points
-DAMAGED_ARCHIVE = (OSError, EOFError, KeyError, RuntimeError, ValueError, zipfile.BadZipFile, zlib.error)  # depending on which byte is wrong
+DAMAGED_ARCHIVE = (
+    OSError,
+    EOFError,
+    KeyError,
+    RuntimeError,
+    ValueError,
+    zipfile.BadZipFile,
+    zlib.error,
+)  # depending on which byte is wrong
 SETTINGS_TAG = "IMAGERY2FLOW_SETTINGS"  # of the file: what its pixels follow from
 
 
@@ -167,12 +176,12 @@ def make_grid(units: gpd.GeoDataFrame, config: AcquireConfig) -> GeoBox:
     """Whole pixels around all units, in the UTM zone of their centre; edges as those of the sensor's own pixels."""
     from odc.geo.geobox import GeoBox
 
-    sensor, crs = SENSORS[config.sensor], units.estimate_utm_crs()
-    bounds = (units.to_crs(crs).total_bounds - sensor.origin_m) / sensor.gsd_m
+    sensor, epsg = SENSORS[config.sensor], utm_epsg(units)
+    bounds = (units.to_crs(epsg).total_bounds - sensor.origin_m) / sensor.gsd_m
     left, bottom, right, top = (int(side) for side in (*np.floor(bounds[:2]), *np.ceil(bounds[2:])))
     corner_x, corner_y = (side * sensor.gsd_m + sensor.origin_m for side in (left, top))
     transform = Affine(sensor.gsd_m, 0, corner_x, 0, -sensor.gsd_m, corner_y)
-    return GeoBox((top - bottom, right - left), transform, f"EPSG:{crs.to_epsg()}")
+    return GeoBox((top - bottom, right - left), transform, f"EPSG:{epsg}")
 
 
 @contextmanager

@@ -3,13 +3,16 @@
 import math
 from itertools import pairwise
 
+import geopandas as gpd
 import numpy as np
 import pyproj
 import pytest
+import shapely
 from hypothesis import given
 from hypothesis import strategies as st
+from pyproj.database import query_utm_crs_info
 
-from imagery2flow.run.earth import EARTH_RADIUS_M, graticule_areas_m2, great_circle_m, pair_distance_m
+from imagery2flow.run.earth import EARTH_RADIUS_M, graticule_areas_m2, great_circle_m, pair_distance_m, utm_epsg
 
 GEOD = pyproj.Geod(ellps="WGS84")
 ONE_DEGREE_M = math.pi / 180 * 6_371_009
@@ -53,3 +56,25 @@ def test_distances_of_pairs_take_the_ends_by_their_positions():
     longitude, latitude = np.array([5.0, 6.0, 5.0]), np.array([0.0, 0.0, 2.0])
     found = pair_distance_m(longitude, latitude, np.array([0, 2, 1]), np.array([1, 0, 1]))
     assert found == pytest.approx([ONE_DEGREE_M, 2 * ONE_DEGREE_M, 0.0])
+
+
+def test_zones_are_those_of_the_database():
+    zones = query_utm_crs_info(datum_name="WGS 84")
+    assert len(zones) == 120
+    for zone in zones:
+        west, south, east, north = zone.area_of_use.bounds
+        assert east - west == pytest.approx(6, abs=0.02)
+        outline = gpd.GeoSeries([shapely.box(west + 0.1, south + 1, east - 0.1, north - 1)], crs=4326)
+        assert utm_epsg(outline) == int(zone.code)
+
+
+@pytest.mark.parametrize("crs", ["EPSG:32618", "EPSG:3857", "EPSG:4269", "EPSG:5070"])
+def test_the_zone_is_that_of_geopandas(crs):
+    shapes = gpd.GeoSeries([shapely.box(-77.5, 38.2, -75.9, 39.9)], crs=4326).to_crs(crs)
+    assert utm_epsg(shapes) == shapes.estimate_utm_crs().to_epsg() == 32618
+
+
+def test_shapes_on_both_sides_of_the_antimeridian():
+    shapes = gpd.GeoSeries([shapely.box(178, -18, 179.9, -17), shapely.box(180, -18, 185, -17)], crs=4326)
+    assert utm_epsg(shapes) == 32701
+    assert utm_epsg(shapes.to_crs(3832)) == 32701  # metres on both sides of 150 degrees east
