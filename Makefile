@@ -9,7 +9,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 JOBS ?= 2
-BESIDE = -n $(JOBS) --dist worksteal  # each process takes the tests of whole folders, so that what these share is made once
+BESIDE = -n $(JOBS) --dist loadfile  # each process takes whole files of tests, so that what these share is made once
 DATA ?= ../shared/data
 SECONDS ?= 600
 

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from imagery2flow.flows.results import reachable_scores
-from tests.test_end_to_end import run
+from tests.test_end_to_end import run_here
 
 TARGET = 0.9  # of the reachable CPC
 
@@ -19,10 +19,12 @@ TARGET = 0.9  # of the reachable CPC
 def metro(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A metro of 800 tracts with the vectors of an encoder that was trained on it for 20 epochs, and those vectors shuffled between the units."""
     folder = tmp_path_factory.mktemp("metro")
-    run(folder, "imagery2flow", "synthetic --output_dir data --region M1 --num_units 800 --size_px 940 --seed 3")
-    run(folder, "img_preprocessing.py", "--input_tif_path data/M1/scene.tif --shp_path data/M1/units.gpkg --region M1")
-    run(folder, "train_img_encoder.py", "--data_path data/M1/l8_2020 --bands 3 --total_epoch 20 --cos --view_size 32 --log M1 --device cpu")
-    run(folder, "get_img_embedding.py", "--data_path data/M1/l8_2020 --log M1 --output_path true.csv --device cpu")
+    run_here(folder, "imagery2flow", "synthetic --output_dir data --region M1 --num_units 800 --size_px 940 --seed 3")
+    run_here(folder, "img_preprocessing.py", "--input_tif_path data/M1/scene.tif --shp_path data/M1/units.gpkg --region M1")
+    run_here(
+        folder, "train_img_encoder.py", "--data_path data/M1/l8_2020 --bands 3 --total_epoch 20 --cos --view_size 32 --log M1 --device cpu"
+    )
+    run_here(folder, "get_img_embedding.py", "--data_path data/M1/l8_2020 --log M1 --output_path true.csv --device cpu")
     table = pd.read_csv(folder / "true.csv", dtype={"geocode": str})
     table.assign(geocode=np.random.default_rng(0).permutation(table.geocode)).to_csv(folder / "shuffled.csv", index=False)
     return folder
@@ -32,7 +34,7 @@ def share_of_reachable(metro: Path, vectors: str, universe: str, split: str, mor
     """CPC on held-out pairs, as a share of the CPC that the law itself reaches there, by predictor."""
     log = f"{vectors}_{universe}_{split}"
     flags = f"--log {log} --node_feats_path {vectors}.csv --region M1 --universe {universe} --split {split} --controls false --device cpu"
-    run(metro, "train_ODPrediction.py", f"{flags} --population_path data/M1/population.csv {more}")
+    run_here(metro, "train_ODPrediction.py", f"{flags} --population_path data/M1/population.csv {more}")
     folder = metro / "outputs" / log
     scores = json.loads((folder / "metrics.json").read_text())
     reachable = reachable_scores(metro / "data/M1/law.csv", folder)[universe]["cpc"]

@@ -16,7 +16,8 @@ import shapely
 from imagery2flow.imagery.land_cover import count_land_cover
 from imagery2flow.imagery.units import read_units
 from imagery2flow.run.stage import Ledger
-from tests.test_end_to_end import ROOT, run
+from tests.spoiling import ROOT
+from tests.test_end_to_end import run_here
 
 DATA = Path(os.environ.get("IMAGERY2FLOW_DATA", ROOT.parent / "shared" / "data")).resolve()
 IDS = {"geocode": str, "h_geocode": str, "w_geocode": str}
@@ -33,7 +34,7 @@ def flags_of_flows(city: str) -> str:
 @needs
 def test_staten_island_goes_through_all_five_stages(tmp_path):
     source = DATA / "staten_island"
-    said = run(
+    said = run_here(
         tmp_path,
         "img_preprocessing.py",
         f"--input_tif_path {source}/scene_median_toa.tif --shp_path {source}/units.gpkg --region staten_island --year 2010 --tag l5",
@@ -42,23 +43,23 @@ def test_staten_island_goes_through_all_five_stages(tmp_path):
     patches = tmp_path / "data/staten_island/l5_2010"
     manifest = pd.read_csv(patches / "manifest.csv", dtype=IDS)
     assert sorted(manifest.geocode) == sorted(gpd.read_file(source / "units.gpkg").GEOID)
-    run(
+    run_here(
         tmp_path,
         "train_img_encoder.py",
         f"--data_path {patches} --bands red nir thermal --total_epoch 2 --batch_size 64 --view_size 32 --log si --device cpu",
     )
     history = pd.read_csv(tmp_path / "ckpt/si_img_2_metrics.csv")
     assert (history.loss < history.chance).all()
-    run(tmp_path, "get_img_embedding.py", f"--data_path {patches} --log si --output_path si.parquet --device cpu")
+    run_here(tmp_path, "get_img_embedding.py", f"--data_path {patches} --log si --output_path si.parquet --device cpu")
     assert pd.read_parquet(tmp_path / "si.parquet").index.tolist() == sorted(manifest.geocode)
     features = f"--node_feats_path si.parquet --log si {flags_of_flows('staten_island')}"
     population = f"--population_path {source}/features_acs_osm.csv --population_column demo_00"
-    run(tmp_path, "train_ODPrediction.py", f"{features} {population} --max_epochs 20 --embedding_size 32")
+    run_here(tmp_path, "train_ODPrediction.py", f"{features} {population} --max_epochs 20 --embedding_size 32")
     scores = json.loads((tmp_path / "outputs/si/metrics.json").read_text())
     assert scores["lightgbm"]["positive"]["num_pairs"] > 1000
     # What two epochs teach is worth little, but red, near infrared and thermal brightness alone beat a constant.
     assert max(scores[name]["gt10"]["cpc"] for name in ("bilinear", "lightgbm")) > 0.6
-    said = run(tmp_path, "test_ODPrediction.py", f"{features} --all_pairs").stderr
+    said = run_here(tmp_path, "test_ODPrediction.py", f"{features} --all_pairs").stderr
     table = pd.read_csv(tmp_path / "outputs/si/staten_island_2015/predictions_lightgbm.csv", dtype=IDS)
     assert len(table) == 110 * 110
     assert table["count"].notna().sum() == 8172
@@ -68,7 +69,7 @@ def test_staten_island_goes_through_all_five_stages(tmp_path):
 @needs
 def test_san_franciscos_ids_keep_their_leading_zero_through_stage_4(tmp_path):
     source = DATA / "san_francisco"
-    said = run(
+    said = run_here(
         tmp_path,
         "train_ODPrediction.py",
         f"--node_feats_path {source}/features_acs_osm.csv --log sf {flags_of_flows('san_francisco')} --max_epochs 10 --embedding_size 32 --controls false",
