@@ -13,7 +13,7 @@ from typing import Any
 import torchvision
 from torch import Tensor, nn
 
-from imagery2flow.encoder.checkpoint import FORMAT, load_checkpoint
+from imagery2flow.encoder.checkpoint import load_checkpoint
 from imagery2flow.imagery.patchset import Normalisation
 from imagery2flow.run.errors import BandError, InputError, first_sentence, shown
 from imagery2flow.run.files import load_tensors

@@ -33,9 +33,9 @@ from imagery2flow.encoder.checkpoint import best_path, load_newest, plain, previ
 from imagery2flow.encoder.compiling import compile_if_faster, is_worth_a_trial
 from imagery2flow.encoder.loading import StepJob, ViewLoader, ViewPart
 from imagery2flow.encoder.objectives import Contrastive, Objective
+from imagery2flow.encoder.pretrained import load_weights
 from imagery2flow.encoder.validation import Validation
 from imagery2flow.imagery.patchset import PatchSet
-from imagery2flow.encoder.pretrained import load_weights
 from imagery2flow.imagery.pyramid import Pyramid, build_pyramid
 from imagery2flow.run.config import EncoderConfig
 from imagery2flow.run.device import generator, has_fused_adam
