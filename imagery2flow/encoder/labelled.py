@@ -44,13 +44,13 @@ class Labelled(Objective):
     views_per_patch = 1
     is_sum = True
 
-    def __init__(
-        self, config: EncoderConfig, labels: Labels, train: tuple[str, ...], validation: tuple[str, ...], fabric: Fabric
-    ) -> None:
+    def __init__(self, config: EncoderConfig, labels: Labels, train: tuple[str, ...], validation: tuple[str, ...], fabric: Fabric) -> None:
         self.config, self.labels, self.fabric, self.num_patches = config, labels, fabric, len(train)
         self.truth, self.validation_truth = self.as_tensor(train), self.as_tensor(validation)
         groups = None if labels.groups is None or not config.balanced else labels.groups.loc[list(train)]
-        self.chances = None if groups is None else torch.from_numpy(1 / groups.map(groups.value_counts()).to_numpy(np.float64))  # [num_patches]
+        self.chances = (
+            None if groups is None else torch.from_numpy(1 / groups.map(groups.value_counts()).to_numpy(np.float64))
+        )  # [num_patches]
 
     def as_tensor(self, geocodes: tuple[str, ...]) -> Tensor:
         """What the head is to say of patches."""
@@ -147,7 +147,9 @@ class Regression(Labelled):
     def describe(self, row: dict[str, float]) -> str:
         """Loss, that of the mean predictor being about 1 for standardised targets, and R2."""
         text = f"loss {row['loss']:.4f}"
-        return text if "validation_loss" not in row else f"{text}, in validation {row['validation_loss']:.4f}, R2 {row['validation_r2']:.3f}"
+        return (
+            text if "validation_loss" not in row else f"{text}, in validation {row['validation_loss']:.4f}, R2 {row['validation_r2']:.3f}"
+        )
 
 
 def r_squared(truth: Tensor, error: Tensor) -> float:

@@ -99,7 +99,9 @@ def training_patches(data_path: str, geocodes: Sequence[str], ledger: Ledger) ->
     return chosen
 
 
-def read_labels(config: LabelConfig, data_path: str, geocodes: Sequence[str], seed: int, target_scale: float | None, ledger: Ledger) -> Labels:
+def read_labels(
+    config: LabelConfig, data_path: str, geocodes: Sequence[str], seed: int, target_scale: float | None, ledger: Ledger
+) -> Labels:
     """Reads the labels of patches and which of them are learned from.
 
     Args:
@@ -121,12 +123,18 @@ def read_labels(config: LabelConfig, data_path: str, geocodes: Sequence[str], se
     found = {name: find_column(name, joined, manifest, config, faults) for name in columns}
     split = held_out_split(config, manifest, found, seed, faults) if config.held_out_column else split_column(manifest, faults)
     if split is None and not faults.sentences:
-        faults.add(f"manifest.csv has no column split, so that nothing says which patches are for training and which for testing; {SPLIT_REMEDY}")
+        faults.add(
+            f"manifest.csv has no column split, so that nothing says which patches are for training and which for testing; {SPLIT_REMEDY}"
+        )
     faults.raise_if_any()
     assert split is not None
     values = pd.DataFrame({name: found[name] for name in config.target_column or [config.label_column]})
     is_labelled = values.notna().any(axis=1)
     note_unlabelled(config, manifest, is_labelled, ledger)
+    reason = "patches without a split" + " (or of the split test, but of groups that are not held out)" * (
+        config.held_out_column is not None
+    )
+    ledger.leave_out(reason, split.index[is_labelled & (split == "")])
     split, values = split[is_labelled & split.isin(SPLITS)], values[is_labelled & split.isin(SPLITS)]
     held_out = tuple(sorted(manifest.loc[split.index, config.held_out_column][split == "test"].unique())) if config.held_out_column else ()
     outputs = make_outputs(config, values[split == "train"], held_out, target_scale, faults)
@@ -157,7 +165,9 @@ def split_column(manifest: pd.DataFrame, faults: Faults) -> pd.Series[str] | Non
         return None
     foreign = manifest.split[~manifest.split.isin(SPLITS) & manifest.split.notna()]
     if len(foreign):
-        faults.add(f"{len(foreign):,} values of the column split are not among {', '.join(SPLITS)} ({shown(foreign.unique())}); correct them")
+        faults.add(
+            f"{len(foreign):,} values of the column split are not among {', '.join(SPLITS)} ({shown(foreign.unique())}); correct them"
+        )
     return manifest.split.fillna("")
 
 
@@ -170,12 +180,16 @@ def held_out_split(
         faults.add(f"manifest.csv has no column {name} (but {shown(manifest.columns)}); name another with --held_out_column")
         return None
     columns = [found[column] for column in config.target_column or [config.label_column] if column]
-    is_labelled = np.logical_or.reduce([column.notna() for column in columns if column is not None] or [np.zeros(len(manifest), dtype=bool)])
+    is_labelled = np.logical_or.reduce(
+        [column.notna() for column in columns if column is not None] or [np.zeros(len(manifest), dtype=bool)]
+    )
     groups = manifest[name]
     order = sorted(groups[is_labelled].dropna().unique())
     if len(order) < config.folds:
         if all(column is not None for column in columns):
-            faults.add(f"the column {name} has {len(order)} groups with a label but --folds is {config.folds}; use at most as many folds as groups")
+            faults.add(
+                f"the column {name} has {len(order)} groups with a label but --folds is {config.folds}; use at most as many folds as groups"
+            )
         return None
     dealt = random_numbers(seed, FOLDS).permutation(len(order))
     test = {order[number] for place, number in enumerate(dealt) if place % config.folds == config.fold - 1}
@@ -191,9 +205,13 @@ def join_table(config: LabelConfig, manifest: pd.DataFrame, faults: Faults, ledg
     header = read_table(config.labels_path, "table of labels", ()).columns
     named = [name for name in header if name == key] or [name for name in header if re.fullmatch(rf"{re.escape(key)}\s*\(.*\)", str(name))]
     if key not in manifest:
-        faults.add(f"manifest.csv has no column {key} (but {shown(manifest.columns)}); name the one that joins it to labels with --labels_key")
+        faults.add(
+            f"manifest.csv has no column {key} (but {shown(manifest.columns)}); name the one that joins it to labels with --labels_key"
+        )
     if len(named) != 1:
-        faults.add(f"{where} has {'no' if not named else 'more than one'} column {key} (but {shown(header)}); name the one of its keys with --labels_key")
+        faults.add(
+            f"{where} has {'no' if not named else 'more than one'} column {key} (but {shown(header)}); name the one of its keys with --labels_key"
+        )
     if key not in manifest or len(named) != 1:
         return None
     text = [named[0], *([config.label_column] if config.label_column else [])]
@@ -206,12 +224,16 @@ def join_table(config: LabelConfig, manifest: pd.DataFrame, faults: Faults, ledg
     table = table[table[key].notna()]
     repeated = table[key][table[key].duplicated()]
     if len(repeated):
-        faults.add(f"{where} has {repeated.nunique():,} values of {key} in more than one row ({shown(repeated.unique())}); keep one row each")
+        faults.add(
+            f"{where} has {repeated.nunique():,} values of {key} in more than one row ({shown(repeated.unique())}); keep one row each"
+        )
         return None
     keys = manifest[key].dropna().unique()
     row_of = match_keys(keys, table[key].tolist(), key, where, faults)
     if not row_of and len(keys):
-        faults.add(f"{where} has no row for any of the {len(keys):,} values of {key} of the patches ({shown(keys)}, there {shown(table[key])}); see --labels_key")
+        faults.add(
+            f"{where} has no row for any of the {len(keys):,} values of {key} of the patches ({shown(keys)}, there {shown(table[key])}); see --labels_key"
+        )
     elif len(row_of) < len(keys):
         ledger.leave_out(f"{key} not in {where}, with all patches", sorted(set(keys) - set(row_of)))
     rows = manifest[key].map(row_of)
@@ -231,7 +253,9 @@ def match_keys(keys: Sequence[str], table_keys: Sequence[str], name: str, where:
     for key in keys:
         rows = [exact[key]] if key in exact else [exact[code]] if (code := code_of(key)) in exact else by_code.get(key, [])
         if len(rows) > 1:
-            faults.add(f"{where} has several rows for the {name} {key} ({shown(table_keys[row] for row in rows)}); write the whole name in both")
+            faults.add(
+                f"{where} has several rows for the {name} {key} ({shown(table_keys[row] for row in rows)}); write the whole name in both"
+            )
         elif rows:
             found[key] = rows[0]
     return found
@@ -262,9 +286,13 @@ def find_column(
     numbers = pd.to_numeric(column, errors="coerce").astype(np.float64)
     unreadable = column[numbers.isna() & column.notna()].unique()
     if len(unreadable):
-        faults.add(f"the column {name} holds {len(unreadable):,} values that are no numbers ({shown(unreadable)}); correct them, or leave them empty")
+        faults.add(
+            f"the column {name} holds {len(unreadable):,} values that are no numbers ({shown(unreadable)}); correct them, or leave them empty"
+        )
     if np.isinf(numbers).any():
-        faults.add(f"the column {name} holds infinite values, of {int(np.isinf(numbers).sum()):,} patches; correct them, or leave them empty")
+        faults.add(
+            f"the column {name} holds infinite values, of {int(np.isinf(numbers).sum()):,} patches; correct them, or leave them empty"
+        )
     return numbers
 
 
@@ -280,7 +308,9 @@ def note_unlabelled(config: LabelConfig, manifest: pd.DataFrame, is_labelled: pd
     ledger.leave_out(f"patches without a {config.labels_key}", missing.index[missing[config.labels_key].isna()])
 
 
-def make_outputs(config: LabelConfig, train: pd.DataFrame, held_out: tuple[str, ...], target_scale: float | None, faults: Faults) -> Outputs:
+def make_outputs(
+    config: LabelConfig, train: pd.DataFrame, held_out: tuple[str, ...], target_scale: float | None, faults: Faults
+) -> Outputs:
     """What a model that learns from these patches says."""
     names = ", ".join(train.columns)
     if train.empty:
@@ -295,11 +325,13 @@ def make_outputs(config: LabelConfig, train: pd.DataFrame, held_out: tuple[str, 
     if len(empty):
         faults.add(f"no patch of the split train has a value of {', '.join(empty)}; leave it out of --target_column, or check the labels")
     mean, std = train.mean(), train.std(ddof=0)
-    std = std.where(train.nunique() > 1, 1.0)  # of equal numbers the deviation may be a rounding error above 0
+    std = std.where(train.max() > train.min(), 1.0)  # of equal numbers the deviation may be a rounding error above 0
     return Outputs("targets", tuple(train.columns), tuple(mean.tolist()), tuple(std.tolist()), "", held_out, target_scale)
 
 
-def without_unseen_classes(split: pd.Series[str], values: pd.DataFrame, outputs: Outputs, ledger: Ledger) -> tuple[pd.Series[str], pd.DataFrame]:
+def without_unseen_classes(
+    split: pd.Series[str], values: pd.DataFrame, outputs: Outputs, ledger: Ledger
+) -> tuple[pd.Series[str], pd.DataFrame]:
     """Leaves out validation patches whose class has no training patch; test patches of such classes stay what they are."""
     unseen = ~values.iloc[:, 0].isin(outputs.names)
     ledger.leave_out("classes without a training patch, which the model never sees", sorted(values.iloc[:, 0][unseen].unique()))

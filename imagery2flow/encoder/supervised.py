@@ -81,6 +81,12 @@ def as_predictions(raw: Tensor, outputs: Outputs) -> Tensor:
     return raw.float() * scale + offset
 
 
+def outputs_of(content: dict[str, Any]) -> Outputs:
+    """What the head of a checkpoint says, from its content; ``KeyError`` or ``TypeError`` where a part is missing."""
+    stored: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in content["outputs"].items()}
+    return Outputs(**stored)
+
+
 def load_supervised(path: Path) -> tuple[Supervised, EncoderRecord, Outputs]:
     """Rebuilds the encoder and the head of a checkpoint, in evaluation mode.
 
@@ -94,9 +100,7 @@ def load_supervised(path: Path) -> tuple[Supervised, EncoderRecord, Outputs]:
             f"encoder checkpoint {path} was trained without labels and predicts nothing; train one with train_img_encoder.py --objective classify or regress"
         )
     try:
-        record = record_of(content)
-        stored: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in content["outputs"].items()}
-        outputs = Outputs(**stored)
+        record, outputs = record_of(content), outputs_of(content)
         backbone, dim = build_backbone(record.resnet, len(record.normalisation.band_names), record.view_size, seed=0)
         model = Supervised(backbone, dim, len(outputs.names), seed=0)
         model.load_state_dict(content["model"])
