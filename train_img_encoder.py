@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""Stage 2: train an image encoder on patches: without labels (SimCLR), to tell classes (cities) apart, or to predict numbers (indexes of cities).
+r"""Stage 2: train an image encoder on patches: without labels (SimCLR), to tell classes (cities) apart, or to predict numbers (indexes of cities).
 
     python train_img_encoder.py --data_path data/M1/l8_2020 --total_epoch 120 --model_path ckpt --log M1_l8
     python train_img_encoder.py --config configs/paper/train_img_encoder.yaml --data_path data/M1/l8_2020 --log M1_l8
     python train_img_encoder.py --objective classify --label_column city --data_path data/cities/rgb_2020 --log cities
-    python train_img_encoder.py --objective regress --target_column overall planet --labels_path indexes.csv --labels_key city \\
+    python train_img_encoder.py --objective regress --target_column overall planet --labels_path indexes.csv --labels_key city \
         --held_out_column city --folds 5 --fold 1 --data_path data/cities/rgb_2020 --log indexes_1   # tested on cities that it never sees
     torchrun --nproc_per_node 4 -- train_img_encoder.py --data_path data/M1/l8_2020 --log M1_l8       # several GPUs; mind the "--"
     python train_img_encoder.py --data_path data/M1/l8_2020 --log M1_l8                               # after a stop: the same command
