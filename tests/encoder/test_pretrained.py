@@ -104,7 +104,7 @@ def test_weights_of_another_backbone_or_of_other_bands_are_refused(trained, file
         read_weights(trained.checkpoint, "resnet18", RGB)
     with pytest.raises(InputError, match=r"--init w.pth does not fit the backbone: .*lacks \d+ .*same --resnet"):
         with_weights(read_weights(file, "resnet34", RGB), 3, "resnet34")
-    with pytest.raises(MissingInputError, match="--init .*gone.pth does not exist"):
+    with pytest.raises(MissingInputError, match=r"--init .*gone.pth does not exist"):
         read_weights(str(tmp_path / "gone.pth"), "resnet18", RGB)
     torch.save(torch.nn.Linear(2, 2), tmp_path / "module.pth")
     with pytest.raises(InputError, match="cannot be read as a file of weights"):
