@@ -17,7 +17,7 @@ from imagery2flow.run.errors import is_out_of_memory
 @torch.inference_mode()
 def embed(encoder: nn.Module, pyramid: Pyramid, view_size: int, batch_size: int) -> np.ndarray:
     """Features of whole patches: [num_patches, dim]. On a full GPU the batch is halved until it fits, with a message."""
-    num_patches = len(pyramid.height)
+    num_patches = len(pyramid.frames)
     parts: list[torch.Tensor] = []
     start = 0
     while start < num_patches:
