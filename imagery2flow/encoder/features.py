@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor
 from tqdm import tqdm
 
 from imagery2flow.imagery.pyramid import Pyramid
@@ -15,10 +16,10 @@ from imagery2flow.run.errors import is_out_of_memory
 
 
 @torch.inference_mode()
-def embed(encoder: nn.Module, pyramid: Pyramid, view_size: int, batch_size: int) -> np.ndarray:
+def embed(encoder: Callable[[Tensor], Tensor], pyramid: Pyramid, view_size: int, batch_size: int) -> np.ndarray:
     """Features of whole patches: [num_patches, dim]. On a full GPU the batch is halved until it fits, with a message."""
     num_patches = len(pyramid.frames)
-    parts: list[torch.Tensor] = []
+    parts: list[Tensor] = []
     start = 0
     while start < num_patches:
         chosen = torch.arange(start, min(start + batch_size, num_patches))

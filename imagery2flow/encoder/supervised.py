@@ -67,6 +67,15 @@ def as_predictions(raw: Tensor, outputs: Outputs) -> Tensor:
     return raw.float() * std + mean
 
 
+def has_head(path: Path) -> bool:
+    """Whether a checkpoint is of a model that predicts something.
+
+    Raises:
+        InputError: The file is no checkpoint of an encoder.
+    """
+    return "outputs" in load_checkpoint(path)
+
+
 def load_supervised(path: Path) -> tuple[Supervised, EncoderRecord, Outputs]:
     """Rebuilds the encoder and the head of a checkpoint, in evaluation mode.
 

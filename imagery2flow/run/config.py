@@ -249,7 +249,7 @@ class EmbeddingConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MapConfig:
+class FlowMapConfig:
     """Draw a region's imagery, observed flows and predicted flows beside each other.
 
     Args:
