@@ -9,6 +9,7 @@ from functools import partial
 from imagery2flow.run.acquire_config import AcquireConfig
 from imagery2flow.run.adopt_config import AdoptConfig
 from imagery2flow.run.check_config import CheckConfig
+from imagery2flow.run.city_config import SyntheticCitiesConfig
 from imagery2flow.run.cli import parse_config
 from imagery2flow.run.config import FlowMapConfig, SyntheticConfig
 from imagery2flow.run.distances_config import DistancesConfig
@@ -26,6 +27,14 @@ def synthetic(argv: Sequence[str]) -> int:
     from imagery2flow.sources.synthetic import generate_metro  # after parsing: --help answers at once
 
     return run_stage("synthetic", config, generate_metro)
+
+
+def synthetic_cities(argv: Sequence[str]) -> int:
+    """Generates cities, each with a look of its own, and indexes of them."""
+    config = parse_config("python -m imagery2flow synthetic_cities", SyntheticCitiesConfig, argv)
+    from imagery2flow.sources.synthetic_cities import generate_cities
+
+    return run_stage("synthetic_cities", config, generate_cities)
 
 
 def acquire(argv: Sequence[str]) -> int:
@@ -137,6 +146,7 @@ def report(argv: Sequence[str]) -> int:
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "synthetic": synthetic,
+    "synthetic_cities": synthetic_cities,
     "acquire": acquire,
     "adopt": adopt,
     "check": check,
