@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from imagery2flow.encoder.features import embed
 from imagery2flow.encoder.loading import ViewPart
 from imagery2flow.encoder.trainer import Trainer
-from imagery2flow.imagery.patchset import PatchSet, measure
+from imagery2flow.imagery.patchset import PatchSet, measure, whole_images
 from imagery2flow.imagery.views import embedding_views
 from imagery2flow.run.config import EncoderConfig
 from imagery2flow.run.device import make_fabric
@@ -32,7 +32,7 @@ def draw_patches(num_patches: int, smallest_px: int = 20, largest_px: int = 120,
     names = tuple(f"band{number}" for number in range(1, num_bands + 1))
     first_pixel = np.concatenate([[0], np.cumsum(height * width)[:-1]])
     ids = tuple(f"{number:06d}" for number in range(num_patches))
-    return PatchSet(ids, values, valid, first_pixel, height, width, measure(values, valid, names))
+    return PatchSet(ids, values, valid, first_pixel, height, width, measure(values, valid, names), whole_images(height, width))
 
 
 class EncoderRun:

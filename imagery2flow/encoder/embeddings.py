@@ -129,17 +129,24 @@ def read_inputs(config: EmbeddingConfig, ledger: Ledger) -> tuple[Path, EncoderR
     if not config.dask:  # the devices are those of other machines
         inspection.look("--device", choose_device, config.device)
     path = inspection.look("--ckpt", find_checkpoint, config.ckpt, config.model_path, log_name(config.log))
-    load = load_supervised if config.predict else load_encoder
-    encoder = None if path is None else inspection.look(path, load, path)
-    record = None if encoder is None else encoder[1]
+    record = None if path is None else inspection.look(path, read_record, path, config.predict)
     if path is not None and record is not None:
         note_encoder(path, record, ledger)
-    files = look_at_patches(config.data_path, path, record, config.normalisation == "checkpoint", inspection)
+    files = look_at_patches(config.data_path, path, record, config.normalisation == "checkpoint", inspection, config.scene_dir)
     inspection.raise_if_any()
     assert path is not None
     assert record is not None
     assert files is not None
     return path, record, files
+
+
+def read_record(path: Path, predict: bool) -> EncoderRecord:
+    """What a checkpoint says of its encoder, which has to have a head if it is to predict.
+
+    Raises:
+        InputError: It cannot be read, or has no head.
+    """
+    return load_supervised(path)[1] if predict else load_encoder(path)[1]
 
 
 def note_encoder(path: Path, record: EncoderRecord, ledger: Ledger) -> None:
@@ -150,7 +157,12 @@ def note_encoder(path: Path, record: EncoderRecord, ledger: Ledger) -> None:
 
 
 def look_at_patches(
-    data_path: str, checkpoint: Path | None, record: EncoderRecord | None, of_one_scale: bool, inspection: Inspection
+    data_path: str,
+    checkpoint: Path | None,
+    record: EncoderRecord | None,
+    of_one_scale: bool,
+    inspection: Inspection,
+    scene_dir: str | None = None,
 ) -> PatchFiles | None:
     """The patches that an encoder is to embed; by themselves where it is not known.
 
@@ -160,12 +172,13 @@ def look_at_patches(
         record: What it says of itself, or None.
         of_one_scale: Whether the patches must have the encoder's type.
         inspection: Takes the faults.
+        scene_dir: Folder of the scenes, for patches that are windows of them.
     """
     if record is None:
-        return inspection.look(data_path, find_patches, data_path, (), inspection.ledger)
+        return inspection.look(data_path, find_patches, data_path, (), inspection.ledger, scene_dir=scene_dir)
     names = record.normalisation.band_names
     remedy = f"the encoder {checkpoint} reads {', '.join(names)}: embed patches with those bands, or train an encoder on the common ones"
-    files = inspection.look(data_path, find_patches, data_path, names, inspection.ledger, remedy)
+    files = inspection.look(data_path, find_patches, data_path, names, inspection.ledger, remedy, scene_dir)
     if files is not None and of_one_scale:
         inspection.look(data_path, check_scale, record, files.dtype, data_path)
     return files

@@ -20,7 +20,7 @@ def embed(
     encoder: Callable[[Tensor], Tensor], pyramid: Pyramid, view_size: int, batch_size: int, patches: Tensor | None = None
 ) -> np.ndarray:
     """Features of whole patches, all or those of some numbers: [num_patches, dim]. On a full GPU the batch is halved until it fits, with a message."""
-    patches = torch.arange(len(pyramid.height)) if patches is None else patches
+    patches = torch.arange(len(pyramid.frames)) if patches is None else patches
     parts: list[Tensor] = []
     start = 0
     while start < len(patches):

@@ -128,7 +128,7 @@ def read_labels(
         )
     faults.raise_if_any()
     assert split is not None
-    values = pd.DataFrame({name: found[name] for name in config.target_column or [config.label_column]})
+    values = pd.DataFrame({name: found[name] for name in learned_columns(config)})
     is_labelled = values.notna().any(axis=1)
     note_unlabelled(config, manifest, is_labelled, ledger)
     reason = "patches without a split" + " (or of the split test, but of groups that are not held out)" * (
@@ -141,9 +141,15 @@ def read_labels(
     faults.raise_if_any()
     if outputs.kind == "classes":
         split, values = without_unseen_classes(split, values, outputs, ledger)
-    groups = found[config.label_column].reindex(split.index).fillna("") if config.label_column else None
+    grouping = found.get(config.label_column or "")
+    groups = None if grouping is None else grouping.reindex(split.index).fillna("")
     ledger.note(describe(outputs, split))
     return Labels(outputs, split, values, groups)
+
+
+def learned_columns(config: LabelConfig) -> list[str]:
+    """The columns that a model is to say something of."""
+    return config.target_column or [config.label_column or ""]
 
 
 def read_manifest_columns(data_path: str, geocodes: Sequence[str], text_columns: Sequence[str | None]) -> pd.DataFrame:
@@ -179,7 +185,7 @@ def held_out_split(
     if name not in manifest:
         faults.add(f"manifest.csv has no column {name} (but {shown(manifest.columns)}); name another with --held_out_column")
         return None
-    columns = [found[column] for column in config.target_column or [config.label_column] if column]
+    columns = [found[column] for column in learned_columns(config)]
     is_labelled = np.logical_or.reduce(
         [column.notna() for column in columns if column is not None] or [np.zeros(len(manifest), dtype=bool)]
     )

@@ -87,6 +87,15 @@ def outputs_of(content: dict[str, Any]) -> Outputs:
     return Outputs(**stored)
 
 
+def has_head(path: Path) -> bool:
+    """Whether a checkpoint is of a model that predicts something.
+
+    Raises:
+        InputError: The file is no checkpoint of an encoder.
+    """
+    return "outputs" in load_checkpoint(path)
+
+
 def load_supervised(path: Path) -> tuple[Supervised, EncoderRecord, Outputs]:
     """Rebuilds the encoder and the head of a checkpoint, in evaluation mode.
 

@@ -50,7 +50,18 @@ if TYPE_CHECKING:
 
 VIEWS = 1  # purpose of random numbers, as ``objectives.ORDER``
 # Of labels the content must agree, which is told by its hash.
-MAY_CHANGE_ON_RESUME = {"resume", "device", "precision", "data_path", "model_path", "log", "patches_on", "compile", "labels_path"}
+MAY_CHANGE_ON_RESUME = {
+    "resume",
+    "device",
+    "precision",
+    "data_path",
+    "model_path",
+    "log",
+    "patches_on",
+    "compile",
+    "labels_path",
+    "scene_dir",
+}
 LOGGED_EPOCHS = 20
 # All processes ask each other whether one of them is to stop: a GPU would have to be waited for at every step.
 STEPS_BETWEEN_QUESTIONS = 8

@@ -84,7 +84,7 @@ def find_inputs(config: EncoderConfig, ledger: Ledger) -> Inputs:
     inspection = Inspection(ledger)
     inspection.look("--model_path", check_output_folder, config.model_path, "--model_path")
     inspection.look("--device", choose_device, config.device)
-    files = inspection.look(config.data_path, find_patches, config.data_path, config.bands, ledger)
+    files = inspection.look(config.data_path, find_patches, config.data_path, config.bands, ledger, scene_dir=config.scene_dir)
     labels, weights, train = None, None, None
     if files is not None:
         geocodes, data_path = list(files.paths), config.data_path

@@ -31,7 +31,7 @@ class Validation:
 
     def outputs(self, model: Supervised) -> Tensor:
         """Logits or scaled scores of all patches [num_patches, num_outputs], the same on every process; leaves the model as it was, in training mode."""
-        patches = torch.arange(len(self.pyramid.height))
+        patches = torch.arange(len(self.pyramid.frames))
         mine = torch.tensor_split(patches, self.fabric.world_size)[self.fabric.global_rank]
         found = torch.zeros(len(patches), model.head.out_features)
         model.eval()  # batch norm takes its running means, and leaves them

@@ -149,7 +149,7 @@ def look_at_imagery(config: CheckConfig, place: Place, parts: PlaceParts, encode
             estimate_patches(config, scenes, num_pixels, inspection)
     for folder in config.patch_folders(place.region):
         path, record = (None, None) if encoder is None else (encoder.path, encoder.record)
-        files = look_at_patches(folder, path, record, True, inspection)
+        files = look_at_patches(folder, path, record, True, inspection, config.scene_dir)
         if files is None:
             continue
         inspection.add(

@@ -24,6 +24,7 @@ class CheckConfig(RegionConfig, LabelConfig):
         context_m: Margin in metres around the unit, as for stage 1.
         allow_remote: Scenes may refer to other folders and to servers, as for stage 1.
         data_path: Folder of patches; default the folders of the year that stage 1 wrote.
+        scene_dir: Folder of the scenes, for patches that are windows of them.
         ckpt: Encoder that is to embed the region (stages 3 and 5): a path, or a file name in --model_path.
         model_path: Folder of checkpoints.
         population_path: Tables of the population per geocode; default population.csv.
@@ -44,6 +45,7 @@ class CheckConfig(RegionConfig, LabelConfig):
     context_m: float | None = None
     allow_remote: bool = False
     data_path: str | None = None
+    scene_dir: str | None = None
     ckpt: str | None = None
     model_path: str = "ckpt"
     population_path: list[str] = field(default_factory=list)

@@ -37,7 +37,7 @@ class PreprocessingConfig:
     """Stage 1: cut one image patch per areal unit out of one or several scenes.
 
     Args:
-        input_tif_path: One or several scenes: GeoTIFF, VRT, JPEG 2000, ...; any CRS, bands and type; other formats with --allow_remote.
+        input_tif_path: One or several scenes: GeoTIFF, VRT, JPEG 2000, ...; any CRS, bands and type; other formats with --allow_remote. For grid also a folder tree <city>/<site>/<image>.
         output_tif_dir: Folder under which <region>/<tag>_<year>/ is written.
         region: Name of the city or area.
         shp_path: Areal units (GeoPackage, Shapefile, GeoJSON) with an id column and a CRS; points for --mode points.
@@ -47,6 +47,10 @@ class PreprocessingConfig:
         mode: zones cuts along polygons, grid tiles the scene, points cuts a square around each point.
         size: Side of a tile in pixels, for grid and points.
         stride: Step between tiles in pixels, for grid; default the size.
+        split: Which tiles of a tree of cities are for training, validation and test: last_site as published (each city's last site, its images halved for test and validation), sites or scenes (each city's dealt by --split_shares), or none; default last_site for a tree.
+        split_shares: Shares of training, validation and test for --split sites and scenes.
+        seed: Seed of that dealing.
+        materialize: Write each patch as a file; false, for grid, leaves tiles as windows of their scenes, which the next stages read with --scene_dir.
         all_touched: Keep every pixel that a unit's polygon touches instead of those whose centre it covers.
         context_m: Margin in metres around the unit; given (0 included), the imagery around the unit is kept, not blackened.
         min_valid: Smallest share of valid pixels that a patch must have, 0 to 1.
@@ -68,6 +72,10 @@ class PreprocessingConfig:
     mode: Literal["zones", "grid", "points"] = "zones"
     size: int = 256
     stride: int | None = None
+    split: Literal["none", "last_site", "sites", "scenes"] | None = None
+    split_shares: list[float] = field(default_factory=lambda: [0.6, 0.2, 0.2])
+    seed: int = 42
+    materialize: bool = True
     all_touched: bool = False
     context_m: float | None = None
     min_valid: float = 0.0
@@ -86,6 +94,12 @@ class PreprocessingConfig:
         require(self.workers >= 0, "workers", self.workers, "0 (one per core) or more")
         require(self.mode == "grid" or self.shp_path is not None, "shp_path", "(none)", f"given for --mode {self.mode}")
         require(self.mode == "zones" or self.context_m is None, "context_m", self.context_m, "left out unless --mode zones")
+        require(self.mode == "grid" or self.materialize, "materialize", self.materialize, "true unless --mode grid")
+        require(self.mode == "grid" or self.split is None, "split", self.split, "left out unless --mode grid")
+        require(self.seed >= 0, "seed", self.seed, "0 or more")
+        shares = self.split_shares
+        fit = len(shares) == 3 and shares[0] > 0 and min(shares) >= 0 and abs(sum(shares) - 1) < 1e-6
+        require(fit, "split_shares", shares, "three numbers of 0 or more that add up to 1, the first above 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,6 +179,7 @@ class EncoderConfig(LabelConfig):
     Args:
         objective: simclr learns without labels, classify the classes of --label_column, regress the numbers of --target_column.
         data_path: Folder of patches that stage 1 wrote.
+        scene_dir: Folder of the scenes, for patches that are windows of them (img_preprocessing.py --materialize false).
         bands: Published count (3), or names (red nir) or numbers (1 2) of the bands to use; default all.
         lr: Learning rate of Adam.
         batch_size: Images per step over all processes; the negatives of the loss. An epoch's last batches are evened out.
@@ -193,6 +208,7 @@ class EncoderConfig(LabelConfig):
     """
 
     data_path: str
+    scene_dir: str | None = None
     objective: Literal["simclr", "classify", "regress"] = "simclr"
     bands: list[str] = field(default_factory=list)
     lr: float = 1e-3
@@ -267,6 +283,7 @@ class EmbeddingConfig:
 
     Args:
         data_path: Folder of patches that stage 1 wrote.
+        scene_dir: Folder of the scenes, for patches that are windows of them (img_preprocessing.py --materialize false).
         output_path: Table to write: geocode, 0..D-1; CSV or Parquet by its suffix.
         ckpt: Checkpoint that stage 2 wrote: a path, or a file name in --model_path; default the run named by --log.
         model_path: Folder of checkpoints.
@@ -284,6 +301,7 @@ class EmbeddingConfig:
 
     data_path: str
     output_path: str
+    scene_dir: str | None = None
     ckpt: str | None = None
     model_path: str = "ckpt"
     log: str = "default"
@@ -303,7 +321,7 @@ class EmbeddingConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MapConfig:
+class FlowMapConfig:
     """Draw a region's imagery, observed flows and predicted flows beside each other.
 
     Args:

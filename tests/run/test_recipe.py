@@ -25,6 +25,7 @@ from imagery2flow.run.flow_config import (
 from imagery2flow.run.form_config import UrbanFormConfig
 from imagery2flow.run.land_cover_config import LandCoverConfig
 from imagery2flow.run.report_config import ReportConfig
+from imagery2flow.run.scene_map_config import SceneMapConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 PAPER = ROOT / "configs" / "paper"
@@ -48,7 +49,8 @@ COMMANDS = {
     "evaluate": EvaluateConfig,
     "folds": FoldsConfig,
     "results": ResultsConfig,
-    "map": config.MapConfig,
+    "flow_map": config.FlowMapConfig,
+    "map": SceneMapConfig,
     "report": ReportConfig,
 }
 
