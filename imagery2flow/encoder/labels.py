@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 
 from imagery2flow.encoder.supervised import Outputs
+from imagery2flow.imagery.cutting import USABLE
 from imagery2flow.run.config import LabelConfig
 from imagery2flow.run.device import random_numbers
 from imagery2flow.run.errors import Faults, MissingInputError, TableError, shown
@@ -162,7 +163,8 @@ def read_manifest_columns(data_path: str, geocodes: Sequence[str], text_columns:
     if not path.is_file():
         raise MissingInputError(f"{data_path} has no manifest.csv, which tells the split of patches; {SPLIT_REMEDY}")
     text = ("geocode", "path", "split", *(name for name in text_columns if name))
-    return read_table(path, "manifest", text).set_index("geocode", drop=False).reindex(list(geocodes))
+    manifest = read_table(path, "manifest", text)
+    return manifest[manifest.status.isin(USABLE)].set_index("geocode", drop=False).reindex(list(geocodes))
 
 
 def split_column(manifest: pd.DataFrame, faults: Faults) -> pd.Series[str] | None:

@@ -67,7 +67,7 @@ def write_predictions(path: Path, checkpoint: Path, geocodes: Sequence[str], pre
     """Writes the table and says how the model saw the patches."""
     content = load_checkpoint(checkpoint)
     outputs = outputs_of(content)
-    table = prediction_table(geocodes, predictions, outputs, content["splits"])
+    table = prediction_table(geocodes, predictions, outputs, content.get("splits", {}))
     write_table(path, table, index=True)
     counts = ", ".join(f"{count:,} {split}" for split, count in table.split.value_counts().items())
     ledger.note(f"predictions of {len(outputs.names)} {outputs.kind}; the model saw the patches as: {counts}")

@@ -260,7 +260,7 @@ def test_one_model_learns_several_targets_of_which_some_are_missing(tmp_path, ti
 def test_planted_textures_are_told_apart_on_other_tiles(tmp_path, ledger):
     """ResNet-18, views of 32 px, 4 cities with 32 tiles each."""
     write_cities(tmp_path / "tiles", {"train": 32, "validation": 6, "test": 12})
-    settings = {"objective": "classify", "label_column": "city", "total_epoch": 4, "batch_size": 16, "view_size": 32, "schedule": []}
+    settings = {"objective": "classify", "label_column": "city", "total_epoch": 6, "batch_size": 16, "view_size": 32, "schedule": []}
     views = ViewConfig(crop_min_share=1.0, turn=False, shift=0.05, gain=0.05)  # a transposed stripe is another city's
     config = small_config(data_path=str(tmp_path / "tiles"), model_path=str(tmp_path), views=views, **settings)
     train_encoder(config, ledger)

@@ -52,6 +52,13 @@ def test_classes_come_from_the_manifest_as_text_sorted_with_the_split_of_each_pa
     assert labels.groups.loc["2test"] == "007"
 
 
+def test_rows_of_units_without_a_patch_do_not_count(folder, ledger):
+    manifest = write_manifest(folder)
+    pd.concat([manifest, manifest[:2].assign(status="outside", city="Quito")]).to_csv(folder / "manifest.csv", index=False)
+    labels = read_labels(LabelConfig(label_column="city"), str(folder), sorted(manifest.geocode), 0, None, ledger)
+    assert "Quito" not in labels.outputs.names and len(labels.split) == 12
+
+
 def test_targets_are_joined_by_the_code_in_the_citys_name_and_scaled_by_the_training_patches(folder, ledger):
     path = write_indexes(folder, INDEXES)
     labels = labels_of(folder, ledger, target_column=["overall", "planet"], labels_path=path, labels_key="city")
