@@ -4,7 +4,11 @@ Relevance is a quantity that starts at the outputs and is handed down layer by l
 input i of a linear layer receives from each output j the share a_i max(w_ij, 0) of sum_i a_i max(w_ij, 0). All inputs here are outputs of a ReLU, so that
 these are the positive contributions. Batch norm is folded into its convolution, which may turn the sign of a weight; a bias receives nothing. The sum of the
 relevance stays the same from layer to layer, except for what reaches an output that owes its value to its bias alone: no input contributed to it, and its
-relevance ends there. Both methods begin at the head, so that another head gives another map.
+relevance ends there.
+
+Both methods begin at the head, so that another head gives another map. Of Relevance-CAM that is true of a contrast only, of classes with each other or of a score
+with its negation: shares that are never negative are mixed in every layer, and the relevance of one output alone is, a stage or two below it, about the same for
+every head.
 
 Shapes: activations and relevances are [batch, num_channels, height, width], views [batch, num_bands, view_size, view_size].
 """
@@ -41,7 +45,7 @@ class ClassMap:
 
 
 def relevance_cam(
-    model: Supervised, views: Tensor, chosen: Tensor, kind: Literal["classes", "targets"], stages: Sequence[str]
+    model: Supervised, views: Tensor, chosen: Tensor, kind: Literal["classes", "targets"], stages: Sequence[str], contrast: bool = True
 ) -> dict[str, ClassMap]:
     """Relevance-CAM of some stages: a channel's weight is the mean of its relevance over the pixels.
 
@@ -51,11 +55,11 @@ def relevance_cam(
         chosen: The output to explain, of each view [batch].
         kind: What the outputs are.
         stages: Among ``STAGES``.
+        contrast: As of ``start_relevance``.
     """
     with torch.no_grad():
         outputs = stage_outputs(resnet_of(model), views)
-        start = start_relevance(chosen, model.head.out_features, kind).to(views)
-        found = relevances(model, outputs, start, stages)
+        found = relevances(model, outputs, *start_relevance(model.head.weight, chosen, kind, contrast), stages)
     return {
         stage: ClassMap((relevance.mean(dim=(2, 3), keepdim=True) * outputs[stage]).sum(dim=1), relevance.sum(dim=(1, 2, 3)))
         for stage, relevance in found.items()
@@ -99,28 +103,43 @@ def stage_outputs(backbone: ResNet, views: Tensor) -> dict[str, Tensor]:
     return found
 
 
-def start_relevance(chosen: Tensor, num_outputs: int, kind: Literal["classes", "targets"]) -> Tensor:
-    """Relevance of the outputs [batch, num_outputs].
+def start_relevance(weight: Tensor, chosen: Tensor, kind: Literal["classes", "targets"], contrast: bool = True) -> tuple[Tensor, Tensor]:
+    """Where relevance starts: linear functions of the features, and how much of it is put on each.
 
-    Classes are contrasted, so that what speaks for all alike is not shown: 1 for the chosen, -1 / (N - 1) for each other of N, the sum is 0. (The authors'
-    code divides by N, with a sum of 1 / N.) Targets are each for itself: 1 for the chosen, 0 for the others.
+    With the contrast it is, for classes, 1 on the chosen and -1 / (N - 1) on each other of N (the authors' code divides by N, which leaves a sum of 1 / N), for
+    targets 1 on the chosen score and -1 on its negation: what speaks for all alike is not shown, and the sum is 0. Without it, 1 on the chosen output.
+
+    Args:
+        weight: Of the head [num_outputs, dim].
+        chosen: The output to explain, of each view [batch].
+        kind: What the outputs are.
+        contrast: Whether to contrast it.
+
+    Returns:
+        Weights of the functions [num_functions, dim] and their relevance [batch, num_functions].
     """
-    one_hot = functional.one_hot(chosen, num_outputs).double()
-    return one_hot if kind == "targets" or num_outputs == 1 else one_hot - (1 - one_hot) / (num_outputs - 1)
+    num_outputs = len(weight)
+    one_hot = functional.one_hot(chosen, num_outputs).to(weight)
+    if not contrast or (kind == "classes" and num_outputs == 1):
+        return weight, one_hot
+    if kind == "classes":
+        return weight, one_hot - (1 - one_hot) / (num_outputs - 1)
+    return torch.cat([weight, -weight]), torch.cat([one_hot, -one_hot], dim=1)
 
 
-def relevances(model: Supervised, outputs: dict[str, Tensor], start: Tensor, stages: Sequence[str]) -> dict[str, Tensor]:
+def relevances(model: Supervised, outputs: dict[str, Tensor], weight: Tensor, start: Tensor, stages: Sequence[str]) -> dict[str, Tensor]:
     """Relevance of the outputs of some stages.
 
     Args:
         model: Head and encoder.
         outputs: Outputs of all stages.
-        start: Relevance of the model's outputs [batch, num_outputs].
+        weight: Of the functions at which relevance starts, as ``start_relevance`` returns them.
+        start: Their relevance.
         stages: Which to return.
     """
     last = outputs["layer4"]
     features = last.mean(dim=(2, 3))  # [batch, dim]
-    relevance = redistribute(start, features, partial(functional.linear, weight=model.head.weight.clamp(min=0)))
+    relevance = redistribute(start, features, partial(functional.linear, weight=weight.clamp(min=0)))
     relevance = redistribute(relevance, last, lambda values: values.mean(dim=(2, 3)))
     found = {"layer4": relevance}
     lowest = min(map(STAGES.index, stages))
@@ -186,6 +205,6 @@ def redistribute(relevance: Tensor, inputs: Tensor, contribute: Callable[[Tensor
 
 
 def divide(relevance: Tensor, total: Tensor) -> Tensor:
-    """relevance / total, and 0 where there is no total, or one so small that the quotient would leave the range of numbers."""
+    """Quotients, and 0 where there is no total, or one so small that the quotient would leave the range of numbers."""
     smallest = torch.finfo(total.dtype).tiny ** 0.5
     return torch.where(total > smallest, relevance / total.clamp(min=smallest), 0)
