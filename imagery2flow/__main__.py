@@ -12,6 +12,7 @@ from imagery2flow.run.check_config import CheckConfig
 from imagery2flow.run.cli import parse_config
 from imagery2flow.run.config import MapConfig, SyntheticConfig
 from imagery2flow.run.distances_config import DistancesConfig
+from imagery2flow.run.explain_config import ExplainConfig
 from imagery2flow.run.flow_config import EvaluateConfig, FoldsConfig, ImportConfig, ResultsConfig
 from imagery2flow.run.form_config import UrbanFormConfig
 from imagery2flow.run.land_cover_config import LandCoverConfig
@@ -126,6 +127,15 @@ def report(argv: Sequence[str]) -> int:
     return run_stage("report", config, write_report)
 
 
+def explain(argv: Sequence[str]) -> int:
+    """Shows where in a tile a classifier or regressor finds what it says of it."""
+    config = parse_config("python -m imagery2flow explain", ExplainConfig, argv)
+    from imagery2flow.cities import explain as work
+    from imagery2flow.figures.explanations import draw_explanations
+
+    return run_stage("explain", config, partial(work.explain, draw=draw_explanations))
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "synthetic": synthetic,
     "acquire": acquire,
@@ -140,6 +150,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "results": results,
     "map": flow_map,
     "report": report,
+    "explain": explain,
 }
 
 
