@@ -1,5 +1,6 @@
 """Tiles of two classes that differ by a small textured square in them, a model trained on such, and a folder of them as stage 1 leaves it."""
 
+import copy
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -13,13 +14,14 @@ from rasterio.transform import from_origin
 from imagery2flow.encoder.backbones import build_backbone
 from imagery2flow.encoder.checkpoint import save_checkpoint
 from imagery2flow.encoder.supervised import Outputs, Supervised
-from imagery2flow.imagery.patchset import PatchSet, measure
+from imagery2flow.imagery.patchset import Normalisation, PatchSet, measure
 from imagery2flow.imagery.pyramid import build_pyramid
 from imagery2flow.imagery.views import embedding_views
 from imagery2flow.run.config import EncoderConfig
 
 VIEW_SIZE, SIDE = 64, 16
 CLASSES = Outputs("classes", ("plain", "square"), column="city")
+TARGETS = Outputs("targets", ("overall", "planet"), mean=(30.0, 10.0), std=(5.0, 2.0))
 LEFT, TOP, GSD_M = 500_000.0, 4_500_000.0, 30.0
 
 
@@ -58,37 +60,43 @@ def as_patch_set(tiles: list[Tile]) -> PatchSet:
     return PatchSet(names, values, valid, first, sizes[:, 0], sizes[:, 1], measure(values, valid, ("red", "nir")))
 
 
-@lru_cache(maxsize=2)
-def trained(outputs: Outputs = CLASSES) -> tuple[Supervised, PatchSet]:
-    """A small ResNet that tells such tiles apart, or gives their share of a target, and the patches that it was trained on."""
-    tiles = make_tiles(128, 64, 64, seed=1)
+@lru_cache(maxsize=1)
+def trained() -> tuple[Supervised, PatchSet]:
+    """A small ResNet that tells such tiles apart, and the patches that it was trained on."""
+    tiles = make_tiles(48, 64, 64, seed=1)
     patches = as_patch_set(tiles)
-    views = embedding_views(build_pyramid(patches, patches.normalisation, VIEW_SIZE), torch.arange(len(tiles)), VIEW_SIZE)
-    label = torch.tensor([tile.is_square for tile in tiles]).long()
-    backbone, dim = build_backbone("resnet18", 2, VIEW_SIZE, seed=3)
-    model = Supervised(backbone, dim, len(outputs.names), seed=4).train()
+    views, label = views_of(tiles), torch.tensor([tile.is_square for tile in tiles]).long()
+    backbone, dim = build_backbone("resnet18", 2, VIEW_SIZE, seed=11)
+    model = Supervised(backbone, dim, 2, seed=4).train()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     generator = torch.Generator().manual_seed(5)
-    for _ in range(6):
-        for chosen in torch.randperm(len(tiles), generator=generator).split(16):
-            raw = model(views[chosen])[1]
-            loss = torch.nn.functional.cross_entropy(raw, label[chosen]) if outputs.kind == "classes" else mse(raw, label[chosen])
+    for _ in range(4):
+        for chosen in torch.randperm(len(tiles), generator=generator).split(8):
+            loss = torch.nn.functional.cross_entropy(model(views[chosen])[1], label[chosen])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
     return model.eval(), patches
 
 
-def mse(raw: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-    """Of a first score that is 1 with a square and -1 without; the others are 0."""
-    target = torch.zeros_like(raw)
-    target[:, 0] = 2.0 * label - 1
-    return torch.nn.functional.mse_loss(raw, target)
+def views_of(tiles: list[Tile], normalisation: Normalisation | None = None) -> torch.Tensor:
+    """The tiles as a model sees them, by default with their own statistics."""
+    patches = as_patch_set(tiles)
+    return embedding_views(build_pyramid(patches, normalisation or patches.normalisation, VIEW_SIZE), torch.arange(len(tiles)), VIEW_SIZE)
+
+
+def as_regressor(model: Supervised) -> Supervised:
+    """The same encoder with two scores: how much more the square speaks than its absence, and 0."""
+    other = copy.deepcopy(model)
+    for part in (other.head.weight.data, other.head.bias.data):
+        part.copy_(torch.stack([part[1] - part[0], 0 * part[0]]))
+    return other
 
 
 def write_checkpoint(path: Path, outputs: Outputs = CLASSES) -> Path:
     """The trained model as stage 2 leaves it."""
-    model, patches = trained(outputs)
+    model, patches = trained()
+    model = model if outputs.kind == "classes" else as_regressor(model)
     config = EncoderConfig(data_path="patches", resnet="resnet18", total_epoch=1)
     content = {"epoch": 1, "step": 0, "sums": {}, "history": [], "view_size": VIEW_SIZE, "outputs": outputs.as_plain()}
     save_checkpoint(path, model, torch.optim.Adam(model.parameters()), config, content, patches.normalisation)
