@@ -258,16 +258,17 @@ def kept_pixels(values: np.ndarray, rule: str) -> np.ndarray:
 
 def write_maps(tile: ExplainedTile, files: PatchFiles, folder: Path, config: ExplainConfig) -> None:
     """Writes the maps of a tile with its georeference; a missing pixel is NaN."""
-    crs, transform = georeference(files, tile.geocode)
+    crs, transform = georeference(files, tile.geocode, tile.valid.shape)
     for layer, values in tile.maps.items():
         content = encode_map(values, crs, transform)
         with replacing(folder / f"{tile.geocode}_{config.method}_{layer}.tif") as temporary:
             temporary.write_bytes(content)
 
 
-def georeference(files: PatchFiles, geocode: str) -> tuple[CRS | None, Affine]:
-    """CRS and transform of a tile; None and pixels where it has none."""
+def georeference(files: PatchFiles, geocode: str, shape: tuple[int, ...]) -> tuple[CRS | None, Affine]:
+    """CRS and transform of a tile of height and width ``shape``; None and pixels where it has none."""
     with open_patch(files.paths[geocode]) as patch:
+        assert patch.shape == shape, "a map lies on the pixels of its tile's own file"
         return patch.crs, patch.transform
 
 

@@ -24,7 +24,7 @@ HEAT = "inferno"
 STRONGEST = 0.85  # how much of the picture the largest value of a map covers
 DEVIATIONS = 2.0  # of a band around its mean that a picture shows
 PICTURES_ACROSS = 6
-LONGEST_ID = 44  # characters above a tile with two pictures beside it
+LETTERS_ABOVE = 19  # that fit above one picture
 METHODS = {"relevance_cam": "Relevance-CAM", "grad_cam": "Grad-CAM"}
 KEPT = {"mean_plus_std": "above its mean + standard deviation", "half": "above half of its range"}
 
@@ -57,13 +57,15 @@ def contact_sheet(tiles: Sequence[ExplainedTile], config: ExplainConfig, normali
         own = axes[number * pictures : (number + 1) * pictures]
         draw_tile(own, tile, picture_of(tile, normalisation))
         own[0].set_title("\n", fontsize=TICK_SIZE - 1)  # room for what stands above all pictures of the tile
-        written = own[0].annotate(heading(tile), (0, 1), (0, 3), "axes fraction", "offset points", fontsize=TICK_SIZE - 1, va="bottom")
+        written = own[0].annotate(
+            heading(tile, pictures * LETTERS_ABOVE), (0, 1), (0, 3), "axes fraction", "offset points", fontsize=TICK_SIZE - 1, va="bottom"
+        )
         written.set_in_layout(False)
         if number + across >= len(tiles):
             for axis, name in zip(own, column_names(config), strict=True):
                 axis.set_xlabel(name, fontsize=TICK_SIZE - 1)
     bar = figure.colorbar(
-        ScalarMappable(cmap=HEAT), ax=axes, location="bottom", fraction=0.25 / figure.get_figheight(), aspect=40, pad=0.01
+        ScalarMappable(cmap=HEAT), ax=axes, location="bottom", fraction=0.25 / figure.get_figheight(), aspect=50, pad=0.01, shrink=0.7
     )
     bar.set_label("map, as a share of its largest value in the tile; what is not positive is not drawn", fontsize=TICK_SIZE - 1)
     bar.ax.tick_params(labelsize=TICK_SIZE - 1)
@@ -76,11 +78,13 @@ def column_names(config: ExplainConfig) -> list[str]:
     return ["tile", *(name for layer in config.layers for name in (layer, f"{layer}, masked"))]
 
 
-def heading(tile: ExplainedTile) -> str:
-    """Id of a tile, and below it what is explained; the end of a long id, which tells tiles apart."""
-    geocode = tile.geocode if len(tile.geocode) <= LONGEST_ID else f"...{tile.geocode[-LONGEST_ID:]}"
-    other = f" (predicted: {tile.predicted})" if tile.predicted not in ("", tile.output) else ""
-    return f"{geocode}\n{tile.output} {tile.value:.3g}{other}"
+def heading(tile: ExplainedTile, longest: int) -> str:
+    """Id of a tile, and below it what is explained; of an id that is too long the end, which tells tiles apart."""
+    geocode = tile.geocode if len(tile.geocode) <= longest else f"...{tile.geocode[3 - longest :]}"
+    if not tile.predicted:
+        return f"{geocode}\n{tile.output} {tile.value:.4g}"
+    other = "" if tile.predicted == tile.output else f", predicted: {tile.predicted}"
+    return f"{geocode}\n{tile.output}, probability {tile.value:.3f}{other}"
 
 
 def draw_tile(axes: Sequence[Axes], tile: ExplainedTile, picture: np.ndarray) -> None:
