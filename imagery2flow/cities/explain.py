@@ -6,7 +6,6 @@ onto the tile's own pixels by the places that its cells look at, and is written 
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +15,11 @@ import pandas as pd
 import torch
 from affine import Affine
 from rasterio.crs import CRS
-from rasterio.errors import NotGeoreferencedWarning
-from rasterio.io import MemoryFile
 from tqdm import tqdm
 
 from imagery2flow.cities.relevance import ClassMap, grad_cam, relevance_cam, resnet_of
 from imagery2flow.cities.tile_choice import choose_tiles, file_names, sheet_path
+from imagery2flow.cities.tile_maps import encode_map, kept_pixels, mass_in_upper_tenth, on_tile
 from imagery2flow.encoder.checkpoint import EncoderRecord, find_checkpoint
 from imagery2flow.encoder.embeddings import look_at_patches, note_encoder
 from imagery2flow.encoder.supervised import Outputs, Supervised, as_predictions, load_supervised
@@ -32,7 +30,7 @@ from imagery2flow.imagery.views import embedding_views
 from imagery2flow.run.config import log_name
 from imagery2flow.run.device import choose_device, full_precision, make_fabric
 from imagery2flow.run.errors import BandError, InputError
-from imagery2flow.run.explain_config import LAYERS, ExplainConfig
+from imagery2flow.run.explain_config import ExplainConfig
 from imagery2flow.run.files import check_output_folder, replacing
 from imagery2flow.run.inspection import Inspection
 from imagery2flow.run.lock import only_run
@@ -40,7 +38,6 @@ from imagery2flow.run.stage import Ledger
 from imagery2flow.run.tables import write_table
 
 TILES_PER_SHEET = 10
-UPPER_SHARE = 0.1  # of the pixels, whose share of a map's mass the table gives
 
 
 @dataclass(frozen=True)
@@ -232,30 +229,6 @@ def one_tile(
     )
 
 
-def on_tile(values: np.ndarray, layer: str, view_size: int, shape: tuple[int, ...]) -> np.ndarray:
-    """A map on the pixels of the tile that the view shows, between its cells bilinear: [height, width].
-
-    Cell i of a stage looks at pixel i * stride of the view, because every layer that halves the resolution begins at its first pixel. That is not where cells
-    of equal size would have their centres, (i + 1/2) * stride: a map that is enlarged in that way lies half a cell too far down and to the right.
-    """
-    stride = 4 << LAYERS.index(layer)
-    for axis, length in enumerate(shape):
-        view_pixel = (np.arange(length) + 0.5) / length * view_size - 0.5
-        place = np.clip(view_pixel / stride, 0, values.shape[axis] - 1)
-        before = np.floor(place).astype(int)
-        weight = np.expand_dims(place - before, 1 - axis)
-        after = np.minimum(before + 1, values.shape[axis] - 1)
-        values = values.take(before, axis) * (1 - weight) + values.take(after, axis) * weight
-    return values
-
-
-def kept_pixels(values: np.ndarray, rule: str) -> np.ndarray:
-    """The pixels [height, width] that the masked image keeps; of a constant map none."""
-    lowest, highest = np.nanmin(values), np.nanmax(values)
-    limit = np.nanmean(values, dtype=float) + np.nanstd(values, dtype=float) if rule == "mean_plus_std" else (lowest + highest) / 2
-    return (values > limit) & (highest > lowest)
-
-
 def write_maps(tile: ExplainedTile, files: PatchFiles, folder: Path, config: ExplainConfig) -> None:
     """Writes the maps of a tile with its georeference; a missing pixel is NaN."""
     crs, transform = georeference(files, tile.geocode, tile.valid.shape)
@@ -272,17 +245,6 @@ def georeference(files: PatchFiles, geocode: str, shape: tuple[int, ...]) -> tup
         return patch.crs, patch.transform
 
 
-def encode_map(values: np.ndarray, crs: CRS | None, transform: Affine) -> bytes:
-    """A map as the bytes of a GeoTIFF; GDAL writes them in memory, because on a full disk it would not always say so."""
-    height, width = values.shape
-    profile = {"driver": "GTiff", "height": height, "width": width, "count": 1, "dtype": "float32", "nodata": np.nan, "compress": "deflate"}
-    with warnings.catch_warnings(), MemoryFile() as file:
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        with file.open(**profile, crs=crs, transform=transform) as raster:
-            raster.write(values, 1)
-        return bytes(file.getbuffer())
-
-
 def rows_of(tile: ExplainedTile, explainer: Explainer) -> list[dict[str, object]]:
     """What the table says of a tile, a row per layer."""
     of_classes = explainer.outputs.kind == "classes"
@@ -294,10 +256,3 @@ def rows_of(tile: ExplainedTile, explainer: Explainer) -> list[dict[str, object]
         | {"kept_share": float(tile.masks[layer][tile.valid].mean()), "relevance_sum": tile.relevance_sums[layer]}
         for layer, values in tile.maps.items()
     ]
-
-
-def mass_in_upper_tenth(values: np.ndarray) -> float:
-    """Share of a map's positive mass that its highest tenth of the pixels holds: 0.1 where all are alike, NaN where nothing is positive."""
-    mass = np.sort(np.clip(values[~np.isnan(values)].astype(float), 0, None))
-    highest = mass[len(mass) - int(np.ceil(UPPER_SHARE * len(mass))) :]
-    return float(highest.sum() / mass.sum()) if mass.sum() > 0 else float("nan")

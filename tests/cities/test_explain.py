@@ -10,8 +10,8 @@ import torch
 from matplotlib.image import imread
 
 from imagery2flow.__main__ import main
-from imagery2flow.cities.explain import encode_map, kept_pixels, mass_in_upper_tenth, on_tile
 from imagery2flow.cities.relevance import STAGES, grad_cam, relevance_cam, stage_outputs
+from imagery2flow.cities.tile_maps import encode_map, kept_pixels, mass_in_upper_tenth, on_tile
 from imagery2flow.encoder.backbones import build_backbone
 from imagery2flow.encoder.supervised import as_predictions, load_supervised
 from imagery2flow.run.cli import parse_config

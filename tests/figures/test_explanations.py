@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from imagery2flow.cities.explain import ExplainedTile, kept_pixels
+from imagery2flow.cities.explain import ExplainedTile
+from imagery2flow.cities.tile_maps import kept_pixels
 from imagery2flow.figures.explanations import contact_sheet, draw_explanations, heading, overlaid, picture_of
 from imagery2flow.imagery.patchset import Normalisation
 from imagery2flow.run.explain_config import ExplainConfig
