@@ -228,6 +228,41 @@ def test_what_is_wrong_is_one_sentence(folder, checkpoint, flags, says, capsys):
     assert not output.exists()
 
 
+def test_all_that_is_wrong_is_said_before_pixels_are_read(folder, checkpoint, tmp_path, capsys):
+    content = torch.load(checkpoint, weights_only=True)
+    del content["outputs"], content["sha256"]
+    torch.save(content, tmp_path / "unlabelled.pth")
+    with rasterio.open(folder / "l8_2020_t0.tif", "r+") as patch:
+        patch.descriptions = ("red", "swir")
+    assert run(folder, tmp_path / "unlabelled.pth", "--device", "abacus")[0] == 2
+    said = capsys.readouterr().err
+    assert "2 faults were found" in said
+    assert "was trained without labels and predicts nothing" in said and "--device abacus is no device" in said
+    assert run(folder, checkpoint)[0] == 2
+    assert re.search(r"explain: error: .*nir", capsys.readouterr().err)
+
+
+def test_patches_on_another_scale_are_refused(folder, checkpoint, capsys):
+    for path in folder.glob("*.tif"):
+        with rasterio.open(path) as patch:
+            profile, values = patch.profile, patch.read()
+        with rasterio.open(path, "w", **(profile | {"dtype": "uint16"})) as patch:
+            patch.write(values.astype("uint16"))
+            patch.descriptions = ("red", "nir")
+    assert run(folder, checkpoint)[0] == 2
+    assert "hold uint16 but the encoder was trained on uint8; bring them to its units" in capsys.readouterr().err
+
+
+def test_a_tile_without_a_valid_pixel_is_left_out(folder, checkpoint, capsys):
+    for geocode in ("t1", "t2"):
+        with rasterio.open(folder / f"l8_2020_{geocode}.tif", "r+") as patch:
+            patch.write(np.zeros((2, *patch.shape), np.uint8))
+    assert run(folder, checkpoint, "--geocodes", "t0", "t1")[0] == 0
+    assert "1 patches without a valid pixel (t1)" in capsys.readouterr().err
+    assert run(folder, checkpoint, "--geocodes", "t2", "t1")[0] == 2
+    assert "has a valid pixel; name others with --geocodes" in capsys.readouterr().err
+
+
 def test_a_folder_without_cities_is_one_group(folder, checkpoint, capsys):
     manifest = pd.read_csv(folder / "manifest.csv")
     manifest.drop(columns=["city", "split"]).to_csv(folder / "manifest.csv", index=False)

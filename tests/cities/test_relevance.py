@@ -75,7 +75,7 @@ def test_a_sequential_network_agrees_with_captum():
     relevance = redistribute(relevance, inputs, positive_convolution(first))
     for layer in network:
         layer.rule = Alpha1_Beta0_Rule(set_bias_to_zero=True)
-    theirs = LRP(network).attribute(inputs, target=chosen).detach()
+    theirs = LRP(network).attribute(inputs.requires_grad_(), target=chosen).detach()
     assert relevance.abs().sum() > 0.1
     torch.testing.assert_close(relevance, theirs, rtol=1e-5, atol=1e-8)
 
