@@ -1,1 +1,1 @@
-"""Which city a tile looks like, how good its index is known from above, and why a model says so."""
+"""What imagery says of cities: which one is this, why, what is it like, how does it score."""
