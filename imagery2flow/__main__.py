@@ -13,6 +13,7 @@ from imagery2flow.run.city_config import SyntheticCitiesConfig
 from imagery2flow.run.cli import parse_config
 from imagery2flow.run.config import FlowMapConfig, SyntheticConfig
 from imagery2flow.run.distances_config import DistancesConfig
+from imagery2flow.run.explain_config import ExplainConfig
 from imagery2flow.run.flow_config import EvaluateConfig, FoldsConfig, ImportConfig, ResultsConfig
 from imagery2flow.run.form_config import UrbanFormConfig
 from imagery2flow.run.land_cover_config import LandCoverConfig
@@ -144,6 +145,15 @@ def report(argv: Sequence[str]) -> int:
     return run_stage("report", config, write_report)
 
 
+def explain(argv: Sequence[str]) -> int:
+    """Shows where in a tile a classifier or regressor finds what it says of it."""
+    config = parse_config("python -m imagery2flow explain", ExplainConfig, argv)
+    from imagery2flow.cities import explain as work
+    from imagery2flow.figures.explanations import draw_explanations
+
+    return run_stage("explain", config, partial(work.explain, draw=draw_explanations))
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "synthetic": synthetic,
     "synthetic_cities": synthetic_cities,
@@ -160,6 +170,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "flow_map": flow_map,
     "map": scene_map,
     "report": report,
+    "explain": explain,
 }
 
 

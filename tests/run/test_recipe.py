@@ -13,6 +13,7 @@ from imagery2flow.run.check_config import CheckConfig
 from imagery2flow.run.cli import build_parser, parse_config
 from imagery2flow.run.config import EmbeddingConfig, EncoderConfig, PreprocessingConfig
 from imagery2flow.run.distances_config import DistancesConfig
+from imagery2flow.run.explain_config import ExplainConfig
 from imagery2flow.run.flow_config import (
     EvaluateConfig,
     FlowTestConfig,
@@ -50,6 +51,7 @@ COMMANDS = {
     "results": ResultsConfig,
     "map": config.MapConfig,
     "report": ReportConfig,
+    "explain": ExplainConfig,
 }
 
 
