@@ -9,6 +9,7 @@ from functools import partial
 from imagery2flow.run.acquire_config import AcquireConfig
 from imagery2flow.run.adopt_config import AdoptConfig
 from imagery2flow.run.check_config import CheckConfig
+from imagery2flow.run.cities_config import CitiesConfig
 from imagery2flow.run.cli import parse_config
 from imagery2flow.run.config import MapConfig, SyntheticConfig
 from imagery2flow.run.distances_config import DistancesConfig
@@ -126,6 +127,15 @@ def report(argv: Sequence[str]) -> int:
     return run_stage("report", config, write_report)
 
 
+def cities(argv: Sequence[str]) -> int:
+    """Scores how well cities are recognised, which look alike, and how well their indexes are predicted."""
+    config = parse_config("python -m imagery2flow cities", CitiesConfig, argv)
+    from imagery2flow.cities.identify import score_cities
+    from imagery2flow.figures.city_scores import city_figures
+
+    return run_stage("cities", config, partial(score_cities, draw_figures=city_figures))
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "synthetic": synthetic,
     "acquire": acquire,
@@ -140,6 +150,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "results": results,
     "map": flow_map,
     "report": report,
+    "cities": cities,
 }
 
 
