@@ -18,6 +18,7 @@ from imagery2flow.cities.identify import CONFUSION, COSINE, FRECHET, CityResults
 from imagery2flow.cities.indexes import TRAINING_MEAN, code_of
 from imagery2flow.cities.scores import calibration_error, share_of_row
 from imagery2flow.cities.similarity import PlanarMap, average_linkage
+from imagery2flow.figures.regions import readable_on
 from imagery2flow.figures.style import COLOURS, GREY, LETTER, LIGHT_GREY, TICK_SIZE, TITLE_SIZE, legend_below, new_figure
 
 SHARES = "Blues"  # white is none, so that the few cells that count are seen
@@ -27,7 +28,7 @@ SMALL_SIZE = 5  # points
 PANELS_PER_ROW = 3
 DISTANCE_NAMES = {
     CONFUSION: "1 \N{MINUS SIGN} symmetrised confusion",
-    COSINE: "distance of the directions of mean features",
+    COSINE: "distance between the directions\nof mean features",
     FRECHET: "Fr\N{LATIN SMALL LETTER E WITH ACUTE}chet distance of features",
 }
 # Where a name may stand beside its point, in units of its own size: the first that hides least is taken.
@@ -58,17 +59,15 @@ def confusion_shares(confusion: pd.DataFrame) -> Figure:
     shares, number = share_of_row(confusion.to_numpy()), len(confusion)  # [num_classes, num_classes]
     few = number <= FEW_CLASSES
     cell = 0.5 if few else 0.185
-    margin = 0.4 + LETTER * max(len(str(name)) for name in confusion)
-    figure, (axis,) = new_figure(max(3.0, margin + number * cell + 0.9), max(2.6, margin + number * cell + 0.6))
+    margin = 0.5 + LETTER * max(len(str(name)) for name in confusion)
+    figure, (axis,) = new_figure(max(3.0, margin + number * cell + 0.9), max(2.6, margin + number * cell + 0.3))
     colours = colormaps[SHARES].with_extremes(bad=LIGHT_GREY)
-    # The root gives rare confusions, which are what one looks for, a colour that is seen.
-    image = axis.imshow(np.ma.masked_invalid(shares), cmap=colours, norm=PowerNorm(0.5, 0, 1), aspect="equal")
+    scale = PowerNorm(0.5, 0, 1)  # the root gives rare confusions, which are what one looks for, a colour that is seen
+    image = axis.imshow(np.ma.masked_invalid(shares), cmap=colours, norm=scale, aspect="equal")
     for row, column in np.argwhere(shares >= SMALLEST_WRITTEN):
-        dark = shares[row, column] > 0.35
+        colour = readable_on(colours(scale(shares[row, column])))
         size = TICK_SIZE if few else SMALL_SIZE
-        axis.text(
-            column, row, f"{100 * shares[row, column]:.0f}", ha="center", va="center", fontsize=size, color="white" if dark else "black"
-        )
+        axis.text(column, row, f"{100 * shares[row, column]:.0f}", ha="center", va="center", fontsize=size, color=colour)
     size = TICK_SIZE if few else TICK_SIZE - 2
     tiles = confusion.sum(axis=1)
     axis.set_xticks(range(number), list(confusion), rotation=90, fontsize=size)
@@ -76,7 +75,7 @@ def confusion_shares(confusion: pd.DataFrame) -> Figure:
     axis.set(xlabel="city that the tile is called", ylabel="city that the tile lies in")
     axis.spines[["top", "right"]].set_visible(True)
     axis.set_title(f"n = {tiles.sum():,} tiles of {number} cities", fontsize=TITLE_SIZE)
-    bar = figure.colorbar(image, ax=axis, shrink=0.6, ticks=[0, 0.01, 0.05, 0.2, 0.5, 1])
+    bar = figure.colorbar(image, ax=axis, shrink=0.6 if few else 0.3, pad=0.02, ticks=[0, 0.01, 0.05, 0.2, 0.5, 1])
     bar.ax.set_yticklabels(["0", "1", "5", "20", "50", "100"])
     bar.ax.tick_params(labelsize=TICK_SIZE)
     bar.set_label("share of the city's tiles (%)", fontsize=TICK_SIZE)
@@ -92,13 +91,11 @@ def reliability(bins: pd.DataFrame) -> Figure:
     figure, (axis, counts) = new_figure(4.2, 5.2, rows=2, sharex=True, height_ratios=(4, 1))
     width = bins.upper - bins.lower
     filled = bins[bins.tiles > 0]
-    handles = [
-        axis.bar(
-            bins.lower, bins.accuracy, width, align="edge", color=COLOURS[5], edgecolor="white", linewidth=0.5, label="accuracy of the bin"
-        )
-    ]
-    handles += axis.plot(filled.mean_confidence, filled.accuracy, "o", color=COLOURS[0], markersize=4, label="at its mean confidence")
-    handles += axis.plot([0, 1], [0, 1], color="black", linestyle=":", linewidth=0.8, label="calibrated")
+    bars = axis.bar(
+        bins.lower, bins.accuracy, width, align="edge", color=COLOURS[5], edgecolor="white", linewidth=0.5, label="accuracy of the bin"
+    )
+    lines = axis.plot(filled.mean_confidence, filled.accuracy, "o", color=COLOURS[0], markersize=4, label="at its mean confidence")
+    lines += axis.plot([0, 1], [0, 1], color="black", linestyle=":", linewidth=0.8, label="calibrated")
     axis.set(xlim=(0, 1), ylim=(0, 1.02), ylabel="share of tiles called rightly")
     axis.set_title(
         f"expected calibration error {calibration_error(bins):.3f}\nn = {bins.tiles.sum():,} tiles, {len(bins)} bins", fontsize=TITLE_SIZE
@@ -106,7 +103,7 @@ def reliability(bins: pd.DataFrame) -> Figure:
     counts.bar(bins.lower, bins.tiles, width, align="edge", color=GREY, edgecolor="white", linewidth=0.5)
     counts.set(xlabel="confidence: probability of the called city", ylabel="tiles")
     counts.yaxis.set_major_locator(MaxNLocator(3, integer=True))
-    legend_below(figure, handles)
+    legend_below(figure, [bars, *lines])
     return figure
 
 
@@ -126,12 +123,19 @@ def city_trees(distances: Mapping[str, pd.DataFrame]) -> Figure:
         # scipy sets leaves 10 apart, the first at 5.
         axis.set_yticks(np.arange(len(table)) * 10 + 5, tree["ivl"], fontsize=TICK_SIZE if number <= FEW_CLASSES else TICK_SIZE - 2)
         axis.set(xlabel=DISTANCE_NAMES[measure], ylim=(0, len(table) * 10))
-        axis.set_xlim(max(axis.get_xlim()[1], 1e-9), 0)  # cities at the right, where they are 0 apart
+        axis.set_xlim(limits_of_tree(np.array(tree["dcoord"])))
         axis.yaxis.tick_right()
         axis.spines["left"].set_visible(False)
         axis.tick_params(axis="y", length=0)
         axis.xaxis.set_major_locator(MaxNLocator(4))
     return figure
+
+
+def limits_of_tree(distances: np.ndarray) -> tuple[float, float]:
+    """Limits of the axis of a tree with its cities at the right: from its root to 0, or to less where all its joints lie close together, far from 0."""
+    joints = distances.max(axis=1)
+    smallest, largest = joints.min(), max(joints.max(), 1e-9)
+    return largest + 0.02 * (largest - smallest), max(0.0, smallest - (largest - smallest) / 2) if smallest < largest else 0.0
 
 
 def city_maps(planes: Mapping[str, tuple[Sequence[str], PlanarMap]]) -> Figure:
@@ -141,9 +145,9 @@ def city_maps(planes: Mapping[str, tuple[Sequence[str], PlanarMap]]) -> Figure:
         planes: By measure: names of the cities, and their places. Names with a code in parentheses are written as that.
     """
     side = 3.2 if max(len(names) for names, _ in planes.values()) <= FEW_CLASSES else 4.2
-    figure, axes = new_figure(side * len(planes), side + 0.5, columns=len(planes))
+    figure, axes = new_figure(side * len(planes), side + 0.8, columns=len(planes))
     for axis, (measure, (names, plane)) in zip(axes, planes.items(), strict=True):
-        axis.scatter(*plane.places.T, s=14, color=COLOURS[0], linewidths=0, zorder=3)
+        axis.plot(plane.places[:, 0], plane.places[:, 1], "o", color=COLOURS[0], markersize=4, markeredgewidth=0, zorder=3)
         reach = max(np.ptp(plane.places, axis=0).max() * 0.6, 1e-9)
         middle = (plane.places.max(axis=0) + plane.places.min(axis=0)) / 2
         axis.set(xlim=(middle[0] - reach, middle[0] + reach), ylim=(middle[1] - reach, middle[1] + reach), aspect="equal")
@@ -151,14 +155,14 @@ def city_maps(planes: Mapping[str, tuple[Sequence[str], PlanarMap]]) -> Figure:
         axis.set_yticks([])
         axis.spines[["top", "right"]].set_visible(True)
         write_names(axis, plane.places, [code_of(str(name)) for name in names], 2 * reach / ((side - 0.4) * 72))
-        title = DISTANCE_NAMES[measure]
+        title = DISTANCE_NAMES[measure].replace("\n", " ")
         axis.set_title(f"{title}\n{plane.variance_shown:.0%} of the variance shown, stress {plane.stress:.2f}", fontsize=TITLE_SIZE)
         draw_bar(axis, reach)
     return figure
 
 
 def write_names(axis: Axes, places: np.ndarray, names: Sequence[str], units_per_point: float) -> None:
-    """Writes names beside their points, each on the side where it covers least of other names and points.
+    """Writes names beside their points, each on the side where it covers least of other names and points, and leaves the map least.
 
     Args:
         axis: Of a map with equal scales.
@@ -167,6 +171,7 @@ def write_names(axis: Axes, places: np.ndarray, names: Sequence[str], units_per_
         units_per_point: Of the axis, for a typographic point.
     """
     size = TICK_SIZE - 1
+    frame = np.array([*axis.get_xlim(), *axis.get_ylim()])[[0, 2, 1, 3]] / units_per_point
     boxes = [np.array([x - 3, y - 3, x + 3, y + 3]) for x, y in places / units_per_point]  # in points: left, bottom, right, top
     for (x, y), name in zip(places / units_per_point, names, strict=True):
         width, height = 0.62 * size * len(name), 1.1 * size
@@ -174,9 +179,10 @@ def write_names(axis: Axes, places: np.ndarray, names: Sequence[str], units_per_
         for along, up in SIDES:
             left, bottom = x + along * (width + 8) - width / 2, y + up * (height + 4) - height / 2
             candidates.append(np.array([left, bottom, left + width, bottom + height]))
-        best = min(candidates, key=lambda box: covered(box, boxes))
+        best = min(candidates, key=lambda box: covered(box, boxes) + np.prod(box[2:] - box[:2]) - covered(box, [frame]))
         boxes.append(best)
-        axis.text(*((best[:2] + best[2:]) / 2 * units_per_point), name, ha="center", va="center", fontsize=size)
+        middle = (best[:2] + best[2:]) / 2 * units_per_point
+        axis.text(middle[0], middle[1], name, ha="center", va="center", fontsize=size)
 
 
 def covered(box: np.ndarray, others: Sequence[np.ndarray]) -> float:
