@@ -7,49 +7,23 @@ which known cities they resemble.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from imagery2flow.cities import indexes, scores, similarity, tiles
-from imagery2flow.cities.similarity import PlanarMap
+from imagery2flow.cities.results import CONFUSION, COSINE, FRECHET, CityResults, as_text, write_results
 from imagery2flow.run.cities_config import CitiesConfig
 from imagery2flow.run.errors import InputError, shown
-from imagery2flow.run.files import check_output_folder, save_figure, write_json
+from imagery2flow.run.files import check_output_folder
 from imagery2flow.run.inspection import Inspection
 from imagery2flow.run.stage import Ledger
-from imagery2flow.run.tables import write_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-CONFUSION, COSINE, FRECHET = "confusion", "cosine", "frechet"
-SIMILARITY_FILE = "city_similarity_"
-TABLES = ("scores_by_class", "confusion", "confused_pairs", "calibration", "looks_like", "index_scores", "index_by_city")
-FIGURES = ("confusion", "reliability", "dendrogram", "city_map", "index_by_city")
-ROWS_PRINTED = 5
-
-
-@dataclass
-class CityResults:
-    """Everything that the command finds out; a part that its inputs do not allow is absent.
-
-    Attributes:
-        metrics: For metrics.json, by part: cities, similarity, indexes.
-        tables: By file name without its suffix, one of ``TABLES``.
-        similarity: By measure: a square table of cities, by name in both directions; NaN where the measure says nothing.
-        distances: By measure: the same as distances, of the cities only that it knows.
-        maps: By measure: those cities in a plane.
-    """
-
-    metrics: dict[str, Any] = field(default_factory=dict)
-    tables: dict[str, pd.DataFrame] = field(default_factory=dict)
-    similarity: dict[str, pd.DataFrame] = field(default_factory=dict)
-    distances: dict[str, pd.DataFrame] = field(default_factory=dict)
-    maps: dict[str, PlanarMap] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -69,6 +43,12 @@ class Inputs:
     targets: dict[str, pd.DataFrame]
     features: pd.DataFrame | None
     indexes: pd.DataFrame | None
+
+    @property
+    def tested(self) -> pd.Index:
+        """Ids of all tiles that count, of classifiers or of predicted indexes."""
+        tables = [table for table in (self.probabilities, *self.targets.values()) if table is not None]
+        return pd.Index([], dtype=object).append([table.index for table in tables]).unique()
 
 
 def score_cities(config: CitiesConfig, ledger: Ledger, draw_figures: Callable[[CityResults], Mapping[str, Figure]]) -> Path:
@@ -118,11 +98,13 @@ def read_inputs(config: CitiesConfig, ledger: Ledger) -> Inputs:
     read = [table for table in tables if table is not None]
     assert found is not None and len(read) == len(tables), "what was not read has raised"
     tiles.note_missing(read, found, ledger)
-    probabilities = tiles.join_classes(read, found, ledger)
-    targets = tiles.join_targets(read, found)
-    if not len(pd.Index([]).append([table.index for table in (probabilities, *targets.values()) if table is not None])):
-        raise InputError(f"{shown(config.predictions_path)} hold no tile of split test; predict tiles that the model was not trained on")
-    return Inputs(found, probabilities, chosen_targets(targets, config), features, truth)
+    targets = chosen_targets(tiles.join_targets(read, found), config)
+    inputs = Inputs(found, tiles.join_classes(read, found, ledger), targets, features, truth)
+    if inputs.tested.empty:
+        raise InputError(
+            f"--predictions_path: {shown(config.predictions_path)} hold no tile of split test; predict tiles that the model was not trained on"
+        )
+    return inputs
 
 
 def chosen_targets(targets: dict[str, pd.DataFrame], config: CitiesConfig) -> dict[str, pd.DataFrame]:
@@ -151,17 +133,19 @@ def drawn(table: pd.DataFrame, city: pd.Series, config: CitiesConfig, ledger: Le
     """The rows of a table by id that were drawn; a ledger is told how many, and which cities have fewer than asked for."""
     own = city.loc[table.index]
     ids = tiles.draw_tiles(own, config.tiles_per_city, config.seed)
-    if ledger is not None:
-        number = own.value_counts().sort_index()
-        few = number[number < config.tiles_per_city]
-        if len(few):
-            ledger.note(
-                f"{len(few)} cities have fewer than {config.tiles_per_city} tiles to test and give all: "
-                + ", ".join(f"{name} ({count})" for name, count in few.items())
-            )
-        ledger.note(
-            f"{len(ids):,} of {len(table):,} tiles to test count, at most {config.tiles_per_city or 'all'} per city, drawn by seed {config.seed}"
-        )
+    if ledger is None:
+        return table.loc[ids]
+    number = own.value_counts().sort_index()
+    few = number[number < config.tiles_per_city]
+    notes = [
+        f"{len(ids):,} of {len(table):,} tiles to test count, at most {config.tiles_per_city or 'all'} per city, drawn by seed {config.seed}"
+    ]
+    if len(few):
+        named = ", ".join(f"{name} ({count})" for name, count in few.items())
+        notes.append(f"{len(few)} cities have fewer than {config.tiles_per_city} tiles to test and give all: {named}")
+    for sentence in notes:
+        if sentence not in ledger.notes:  # classes and indexes may be of the same tiles
+            ledger.note(sentence)
     return table.loc[ids]
 
 
@@ -229,7 +213,7 @@ def feature_tiles(inputs: Inputs, config: CitiesConfig, ledger: Ledger) -> pd.Da
     """
     assert inputs.features is not None
     city, features = inputs.tiles.city, inputs.features
-    tested = pd.Index([]).append([table.index for table in (inputs.probabilities, *inputs.targets.values()) if table is not None]).unique()
+    tested = inputs.tested
     ledger.leave_out("tiles to test without features", tested.difference(features.index))
     ledger.leave_out("features of ids that are no tile with a city", features.index.difference(city.index))
     own = city[city.index.isin(features.index)]
@@ -317,39 +301,3 @@ def add_indexes(results: CityResults, inputs: Inputs, config: CitiesConfig, ledg
             }
             for target, table in score_tables.items()
         }
-
-
-def write_results(results: CityResults, figures: Mapping[str, Figure], folder: Path) -> None:
-    """Writes tables, figures and metrics.json; what an earlier run left there and this one does not make is removed."""
-    tables = results.tables | {
-        SIMILARITY_FILE + name: table.rename_axis("city").reset_index() for name, table in results.similarity.items()
-    }
-    names = {f"{name}.csv" for name in (*TABLES, *(SIMILARITY_FILE + name for name in (CONFUSION, COSINE, FRECHET)))} | {
-        f"{name}.png" for name in FIGURES
-    }
-    for name in names | {"metrics.json"}:
-        (folder / name).unlink(missing_ok=True)
-    for name, table in tables.items():
-        write_table(folder / f"{name}.csv", table)
-    for name, figure in figures.items():
-        save_figure(folder / f"{name}.png", figure)
-    write_json(folder / "metrics.json", results.metrics)
-
-
-def as_text(results: CityResults) -> str:
-    """What the command prints: scores, the pairs most confused, what unseen cities look like, scores of indexes."""
-    parts = []
-    if "cities" in results.metrics:
-        numbers = {name.replace("_", " "): value for name, value in results.metrics["cities"].items()}
-        parts.append(
-            "\n".join(f"{name:<30} {value:,}" if isinstance(value, int) else f"{name:<30} {value:.3f}" for name, value in numbers.items())
-        )
-    for name, title in (("confused_pairs", "most confused pairs"), ("looks_like", "cities never seen"), ("index_scores", "indexes")):
-        table = results.tables.get(name, pd.DataFrame())
-        if name == "confused_pairs":
-            table = table.head(ROWS_PRINTED)
-        elif name == "looks_like" and len(table):
-            table = table.groupby("city").head(ROWS_PRINTED)
-        if len(table):
-            parts.append(f"{title}\n{table.to_string(index=False, float_format=lambda value: f'{value:.3f}', na_rep='')}")
-    return "\n\n".join(parts)

@@ -64,6 +64,7 @@ def true_values(indexes: pd.DataFrame, target: str, keys: pd.Series, ledger: Led
     match = matching_keys(keys.dropna().unique(), indexes.index)
     values = keys.map(match).map(indexes[target])
     values = values.where(np.isfinite(values.astype(np.float64)))
+    ledger.leave_out("tiles without a key to the rows of --labels_path", keys.index[keys.isna()])
     ledger.leave_out(f"cities or tiles without a value of {target} in --labels_path", sorted(keys[values.isna()].dropna().unique()))
     ledger.leave_out(f"rows of --labels_path without a tile to score {target}", indexes.index.difference(list(match.values())))
     if values.isna().all():

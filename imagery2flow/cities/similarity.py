@@ -68,7 +68,8 @@ def symmetrised_confusion(confusion: np.ndarray) -> np.ndarray:
 
 def confusion_distance(similarity: np.ndarray) -> np.ndarray:
     """1 - symmetrised confusion, 0 on the diagonal; NaN stays."""
-    return np.where(np.eye(len(similarity), dtype=bool), 0.0 * similarity, 1 - similarity)
+    on_diagonal = np.eye(len(similarity), dtype=bool)
+    return np.where(on_diagonal & np.isfinite(similarity), 0.0, 1 - similarity)
 
 
 def city_means(vectors: np.ndarray, city: np.ndarray, num_cities: int) -> np.ndarray:

@@ -106,6 +106,8 @@ def read_predictions(path: str, ledger: Ledger) -> pd.DataFrame:
     faults.raise_if_any()
     check_probabilities(table[[name for name in numbers if name.startswith(PROBABILITY)]], faults)
     faults.raise_if_any()
+    counts = ", ".join(f"{count:,} {name}" for name, count in table["split"].value_counts().reindex(SPLITS).dropna().astype(int).items())
+    ledger.note(f"{where}: {counts}")
     return table[["split", *numbers]]
 
 

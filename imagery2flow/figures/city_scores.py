@@ -14,8 +14,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from scipy.cluster.hierarchy import dendrogram
 
-from imagery2flow.cities.identify import CONFUSION, COSINE, FRECHET, CityResults
 from imagery2flow.cities.indexes import TRAINING_MEAN, code_of
+from imagery2flow.cities.results import CONFUSION, COSINE, FRECHET, CityResults
 from imagery2flow.cities.scores import calibration_error, share_of_row
 from imagery2flow.cities.similarity import PlanarMap, average_linkage
 from imagery2flow.figures.regions import readable_on
@@ -28,7 +28,7 @@ SMALL_SIZE = 5  # points
 PANELS_PER_ROW = 3
 DISTANCE_NAMES = {
     CONFUSION: "1 \N{MINUS SIGN} symmetrised confusion",
-    COSINE: "distance between the directions\nof mean features",
+    COSINE: "distance between\ndirections of means",
     FRECHET: "Fr\N{LATIN SMALL LETTER E WITH ACUTE}chet distance of features",
 }
 # Where a name may stand beside its point, in units of its own size: the first that hides least is taken.
@@ -145,7 +145,7 @@ def city_maps(planes: Mapping[str, tuple[Sequence[str], PlanarMap]]) -> Figure:
         planes: By measure: names of the cities, and their places. Names with a code in parentheses are written as that.
     """
     side = 3.2 if max(len(names) for names, _ in planes.values()) <= FEW_CLASSES else 4.2
-    figure, axes = new_figure(side * len(planes), side + 0.8, columns=len(planes))
+    figure, axes = new_figure(side * len(planes), side + 0.6, columns=len(planes))
     for axis, (measure, (names, plane)) in zip(axes, planes.items(), strict=True):
         axis.plot(plane.places[:, 0], plane.places[:, 1], "o", color=COLOURS[0], markersize=4, markeredgewidth=0, zorder=3)
         reach = max(np.ptp(plane.places, axis=0).max() * 0.6, 1e-9)
