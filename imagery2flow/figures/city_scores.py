@@ -31,8 +31,10 @@ DISTANCE_NAMES = {
     COSINE: "distance between\ndirections of means",
     FRECHET: "Fr\N{LATIN SMALL LETTER E WITH ACUTE}chet distance of features",
 }
-# Where a name may stand beside its point, in units of its own size: the first that hides least is taken.
-SIDES = ((0.5, 0.0), (-0.5, 0.0), (0.0, 0.8), (0.0, -0.8), (0.5, 0.8), (0.5, -0.8), (-0.5, 0.8), (-0.5, -0.8))
+# Where a name may stand around its point, and how many points of type away: the first place that hides least is taken.
+SIDES = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (1, -1), (-1, 1), (-1, -1))
+GAPS = (4, 12, 20, 28)
+COST_OF_A_GAP = 0.1  # of a name's own area for each of those further out, where a line leads to the point
 
 
 def city_figures(results: CityResults) -> dict[str, Figure]:
@@ -144,7 +146,7 @@ def city_maps(planes: Mapping[str, tuple[Sequence[str], PlanarMap]]) -> Figure:
     Args:
         planes: By measure: names of the cities, and their places. Names with a code in parentheses are written as that.
     """
-    side = 3.2 if max(len(names) for names, _ in planes.values()) <= FEW_CLASSES else 4.2
+    side = 3.2 if max(len(names) for names, _ in planes.values()) <= FEW_CLASSES else 4.8
     figure, axes = new_figure(side * len(planes), side + 0.6, columns=len(planes))
     for axis, (measure, (names, plane)) in zip(axes, planes.items(), strict=True):
         axis.plot(plane.places[:, 0], plane.places[:, 1], "o", color=COLOURS[0], markersize=4, markeredgewidth=0, zorder=3)
@@ -162,7 +164,7 @@ def city_maps(planes: Mapping[str, tuple[Sequence[str], PlanarMap]]) -> Figure:
 
 
 def write_names(axis: Axes, places: np.ndarray, names: Sequence[str], units_per_point: float) -> None:
-    """Writes names beside their points, each on the side where it covers least of other names and points, and leaves the map least.
+    """Writes names around their points, each where it covers least of other names and points, with a line to its point where that is not beside it.
 
     Args:
         axis: Of a map with equal scales.
@@ -171,18 +173,27 @@ def write_names(axis: Axes, places: np.ndarray, names: Sequence[str], units_per_
         units_per_point: Of the axis, for a typographic point.
     """
     size = TICK_SIZE - 1
+    points = places / units_per_point
     frame = np.array([*axis.get_xlim(), *axis.get_ylim()])[[0, 2, 1, 3]] / units_per_point
-    boxes = [np.array([x - 3, y - 3, x + 3, y + 3]) for x, y in places / units_per_point]  # in points: left, bottom, right, top
-    for (x, y), name in zip(places / units_per_point, names, strict=True):
-        width, height = 0.62 * size * len(name), 1.1 * size
-        candidates = []
-        for along, up in SIDES:
-            left, bottom = x + along * (width + 8) - width / 2, y + up * (height + 4) - height / 2
-            candidates.append(np.array([left, bottom, left + width, bottom + height]))
-        best = min(candidates, key=lambda box: covered(box, boxes) + np.prod(box[2:] - box[:2]) - covered(box, [frame]))
-        boxes.append(best)
-        middle = (best[:2] + best[2:]) / 2 * units_per_point
-        axis.text(middle[0], middle[1], name, ha="center", va="center", fontsize=size)
+    taken = [np.array([x - 3, y - 3, x + 3, y + 3]) for x, y in points]  # boxes: left, bottom, right, top
+    for point, name in zip(points, names, strict=True):
+        half = np.array([0.31 * size * len(name), 0.55 * size])  # of the name's width and height
+        boxes = [box_beside(point, half, np.array(side), gap) for gap in GAPS for side in SIDES]
+        # A part outside the map costs more than one over another name.
+        costs = [covered(box, taken) - 3 * covered(box, [frame]) for box in boxes]
+        best = int(np.argmin(costs + COST_OF_A_GAP * 4 * half.prod() * (np.arange(len(boxes)) // len(SIDES))))
+        taken.append(boxes[best])
+        middle, end = (boxes[best][:2] + boxes[best][2:]) / 2, np.clip(point, boxes[best][:2], boxes[best][2:])
+        axis.text(middle[0] * units_per_point, middle[1] * units_per_point, name, ha="center", va="center", fontsize=size)
+        if best >= len(SIDES):
+            line = np.stack([point, end]) * units_per_point
+            axis.plot(line[:, 0], line[:, 1], color=GREY, linewidth=0.4, zorder=1)
+
+
+def box_beside(point: np.ndarray, half: np.ndarray, side: np.ndarray, gap: float) -> np.ndarray:
+    """Box (left, bottom, right, top) of half a width and height on a side (-1, 0 or 1 along x and y) of a point, so far away."""
+    middle = point + side * (half + gap / np.abs(side).sum())
+    return np.concatenate([middle - half, middle + half])
 
 
 def covered(box: np.ndarray, others: Sequence[np.ndarray]) -> float:
