@@ -180,7 +180,7 @@ def write_names(axis: Axes, places: np.ndarray, names: Sequence[str], units_per_
         half = np.array([0.31 * size * len(name), 0.55 * size])  # of the name's width and height
         boxes = [box_beside(point, half, np.array(side), gap) for gap in GAPS for side in SIDES]
         # A part outside the map costs more than one over another name.
-        costs = [covered(box, taken) - 3 * covered(box, [frame]) for box in boxes]
+        costs = [round(covered(box, taken) - 3 * covered(box, [frame]), 3) for box in boxes]  # rounded: equal ones are equal
         best = int(np.argmin(costs + COST_OF_A_GAP * 4 * half.prod() * (np.arange(len(boxes)) // len(SIDES))))
         taken.append(boxes[best])
         middle, end = (boxes[best][:2] + boxes[best][2:]) / 2, np.clip(point, boxes[best][:2], boxes[best][2:])
