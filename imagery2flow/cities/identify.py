@@ -137,9 +137,10 @@ def drawn(table: pd.DataFrame, city: pd.Series, config: CitiesConfig, ledger: Le
         return table.loc[ids]
     number = own.value_counts().sort_index()
     few = number[number < config.tiles_per_city]
-    notes = [
-        f"{len(ids):,} of {len(table):,} tiles to test count, at most {config.tiles_per_city or 'all'} per city, drawn by seed {config.seed}"
-    ]
+    limit = (
+        f"at most {config.tiles_per_city} per city, drawn by seed {config.seed}" if config.tiles_per_city else "without a limit per city"
+    )
+    notes = [f"{len(ids):,} of {len(table):,} tiles to test count, {limit}"]
     if len(few):
         named = ", ".join(f"{name} ({count})" for name, count in few.items())
         notes.append(f"{len(few)} cities have fewer than {config.tiles_per_city} tiles to test and give all: {named}")
@@ -213,7 +214,7 @@ def feature_tiles(inputs: Inputs, config: CitiesConfig, ledger: Ledger) -> pd.Da
     """
     assert inputs.features is not None
     city, features = inputs.tiles.city, inputs.features
-    tested = inputs.tested
+    tested = inputs.tested if inputs.probabilities is None else inputs.probabilities.index  # the tiles of the other scores
     ledger.leave_out("tiles to test without features", tested.difference(features.index))
     ledger.leave_out("features of ids that are no tile with a city", features.index.difference(city.index))
     own = city[city.index.isin(features.index)]
