@@ -9,7 +9,7 @@ from functools import partial
 from imagery2flow.run.acquire_config import AcquireConfig
 from imagery2flow.run.adopt_config import AdoptConfig
 from imagery2flow.run.check_config import CheckConfig
-from imagery2flow.run.city_config import SyntheticCitiesConfig
+from imagery2flow.run.cities_config import CitiesConfig
 from imagery2flow.run.cli import parse_config
 from imagery2flow.run.config import FlowMapConfig, SyntheticConfig
 from imagery2flow.run.distances_config import DistancesConfig
@@ -20,6 +20,7 @@ from imagery2flow.run.land_cover_config import LandCoverConfig
 from imagery2flow.run.report_config import ReportConfig
 from imagery2flow.run.scene_map_config import SceneMapConfig
 from imagery2flow.run.stage import run_stage
+from imagery2flow.run.synthetic_cities_config import SyntheticCitiesConfig
 
 
 def synthetic(argv: Sequence[str]) -> int:
@@ -154,6 +155,15 @@ def explain(argv: Sequence[str]) -> int:
     return run_stage("explain", config, partial(work.explain, draw=draw_explanations))
 
 
+def cities(argv: Sequence[str]) -> int:
+    """Scores how well cities are recognised, which look alike, and how well their indexes are predicted."""
+    config = parse_config("python -m imagery2flow cities", CitiesConfig, argv)
+    from imagery2flow.cities.identify import score_cities
+    from imagery2flow.figures.city_scores import city_figures
+
+    return run_stage("cities", config, partial(score_cities, draw_figures=city_figures))
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "synthetic": synthetic,
     "synthetic_cities": synthetic_cities,
@@ -171,6 +181,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "map": scene_map,
     "report": report,
     "explain": explain,
+    "cities": cities,
 }
 
 

@@ -14,9 +14,9 @@ import numpy as np
 import pandas as pd
 from rasterio.transform import from_origin
 
-from imagery2flow.run.city_config import SyntheticCitiesConfig
 from imagery2flow.run.files import check_output_folder
 from imagery2flow.run.stage import Ledger
+from imagery2flow.run.synthetic_cities_config import SyntheticCitiesConfig
 from imagery2flow.run.tables import write_table
 from imagery2flow.sources.synthetic import write_raster
 

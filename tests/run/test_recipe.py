@@ -10,6 +10,7 @@ from imagery2flow.run import config
 from imagery2flow.run.acquire_config import AcquireConfig
 from imagery2flow.run.adopt_config import AdoptConfig
 from imagery2flow.run.check_config import CheckConfig
+from imagery2flow.run.cities_config import CitiesConfig
 from imagery2flow.run.cli import build_parser, parse_config
 from imagery2flow.run.config import EmbeddingConfig, EncoderConfig, PreprocessingConfig
 from imagery2flow.run.distances_config import DistancesConfig
@@ -52,6 +53,7 @@ COMMANDS = {
     "map": config.MapConfig,
     "report": ReportConfig,
     "explain": ExplainConfig,
+    "cities": CitiesConfig,
 }
 
 
