@@ -172,7 +172,7 @@ def test_nothing_found_is_no_figure():
 
 
 def test_the_command_writes_every_figure(tmp_path, capsys):
-    example = Example(tmp_path)
+    example = Example(tmp_path, names=["Bern", "A$x^{$", "100 % (%%)", "Sao Paulo (GRU)"])
     example.predictions["index.csv"] = example.regress()
     argv = ["cities"]
     for name, value in example.write().items():
