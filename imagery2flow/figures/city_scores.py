@@ -42,7 +42,7 @@ def city_figures(results: CityResults) -> dict[str, Figure]:
     figures, tables = {}, results.tables
     with rc_context({"text.parse_math": False}):  # a name may hold dollar signs
         if "confusion" in tables:
-            figures["confusion"] = confusion_shares(tables["confusion"].set_index("true"))
+            figures["confusion"] = confusion_shares(tables["confusion"].set_index("true_city"))
             figures["reliability"] = reliability(tables["calibration"])
         if results.distances:
             figures["dendrogram"] = city_trees(results.distances)
@@ -56,7 +56,7 @@ def confusion_shares(confusion: pd.DataFrame) -> Figure:
     """Share of each city's tiles (rows) that are called each city (columns), in percent.
 
     Args:
-        confusion: Tiles: index true, columns called, the same names.
+        confusion: Tiles: index true_city, columns called, the same names.
     """
     shares, number = share_of_row(confusion.to_numpy()), len(confusion)  # [num_classes, num_classes]
     few = number <= FEW_CLASSES
