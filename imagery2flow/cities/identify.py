@@ -176,7 +176,7 @@ def add_recognition(results: CityResults, probabilities: pd.DataFrame, city: pd.
     ledger.leave_out("classes without a tile to test, which are in no mean over classes", by_class.index[by_class.tiles == 0])
     results.tables |= {
         "scores_by_class": by_class.reset_index(),
-        "confusion": pd.DataFrame(confusion, names, names).rename_axis("true").reset_index(),
+        "confusion": pd.DataFrame(confusion, names, names).rename_axis("true_city").reset_index(),
         "confused_pairs": scores.confused_pairs(confusion, names),
         "calibration": scores.calibration_bins(values.max(axis=1), called == true, config.calibration_bins),
     }

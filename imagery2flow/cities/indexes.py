@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from imagery2flow.cities import scores
-from imagery2flow.cities.tiles import indexed_by_id
+from imagery2flow.cities.tiles import LARGEST, indexed_by_id
 from imagery2flow.run.errors import InputError, TableError, shown
 from imagery2flow.run.stage import Ledger
 from imagery2flow.run.tables import read_table
@@ -63,7 +63,7 @@ def true_values(indexes: pd.DataFrame, target: str, keys: pd.Series, ledger: Led
         )
     match = matching_keys(keys.dropna().unique(), indexes.index)
     values = keys.map(match).map(indexes[target])
-    values = values.where(np.isfinite(values.astype(np.float64)))
+    values = values.where(values.astype(np.float64).abs() <= LARGEST)
     ledger.leave_out("tiles without a key to the rows of --labels_path", keys.index[keys.isna()])
     ledger.leave_out(f"cities or tiles without a value of {target} in --labels_path", sorted(keys[values.isna()].dropna().unique()))
     ledger.leave_out(f"rows of --labels_path without a tile to score {target}", indexes.index.difference(list(match.values())))

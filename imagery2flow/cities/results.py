@@ -45,7 +45,7 @@ class CityResults:
 def write_results(results: CityResults, figures: Mapping[str, Figure], folder: Path) -> None:
     """Writes tables, figures and metrics.json; what an earlier run left there and this one does not make is removed."""
     tables = results.tables | {
-        SIMILARITY_FILE + name: table.rename_axis("city").reset_index() for name, table in results.similarity.items()
+        SIMILARITY_FILE + name: table.rename_axis("city_name").reset_index() for name, table in results.similarity.items()
     }
     names = {f"{name}.csv" for name in (*TABLES, *(SIMILARITY_FILE + name for name in (CONFUSION, COSINE, FRECHET)))} | {
         f"{name}.png" for name in FIGURES

@@ -21,6 +21,7 @@ from imagery2flow.run.tables import read_table
 
 SPLITS = ("train", "validation", "test", "unknown")
 PROBABILITY, PREDICTED, MEAN = "probability_", "predicted_", "mean_"
+LARGEST = 1e100  # whose square is still a number
 SUM_TOLERANCE = 1e-3  # what sixteen-bit floats and CSV of few digits leave of a sum of 1
 
 
@@ -117,10 +118,10 @@ def check_numbers(table: pd.DataFrame, faults: Faults) -> None:
     if texts:
         faults.add(f"the columns {shown(texts)} hold text where numbers are needed; mend them")
         return
-    bad = table.index[~np.isfinite(table.to_numpy()).all(axis=1)]
+    bad = table.index[~(np.abs(table.to_numpy()) <= LARGEST).all(axis=1)]
     if len(bad):
         faults.add(
-            f"{len(bad):,} rows hold an empty cell or a value that is not finite ({shown(bad)}); make the table again, or remove the rows"
+            f"{len(bad):,} rows hold an empty cell or a value that is not finite or beyond {LARGEST:g} ({shown(bad)}); make the table again, or remove the rows"
         )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-from matplotlib import colormaps
+from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
@@ -39,16 +39,16 @@ COST_OF_A_GAP = 0.1  # of a name's own area for each of those further out, where
 
 def city_figures(results: CityResults) -> dict[str, Figure]:
     """Every figure that the results allow, by file name without its suffix."""
-    figures = {}
-    tables = results.tables
-    if "confusion" in tables:
-        figures["confusion"] = confusion_shares(tables["confusion"].set_index("true"))
-        figures["reliability"] = reliability(tables["calibration"])
-    if results.distances:
-        figures["dendrogram"] = city_trees(results.distances)
-        figures["city_map"] = city_maps({name: (list(results.distances[name]), plane) for name, plane in results.maps.items()})
-    if "index_by_city" in tables:
-        figures["index_by_city"] = index_by_city(tables["index_by_city"], tables["index_scores"])
+    figures, tables = {}, results.tables
+    with rc_context({"text.parse_math": False}):  # a name may hold dollar signs
+        if "confusion" in tables:
+            figures["confusion"] = confusion_shares(tables["confusion"].set_index("true_city"))
+            figures["reliability"] = reliability(tables["calibration"])
+        if results.distances:
+            figures["dendrogram"] = city_trees(results.distances)
+            figures["city_map"] = city_maps({name: (list(results.distances[name]), plane) for name, plane in results.maps.items()})
+        if "index_by_city" in tables:
+            figures["index_by_city"] = index_by_city(tables["index_by_city"], tables["index_scores"])
     return figures
 
 
@@ -56,7 +56,7 @@ def confusion_shares(confusion: pd.DataFrame) -> Figure:
     """Share of each city's tiles (rows) that are called each city (columns), in percent.
 
     Args:
-        confusion: Tiles: index true, columns called, the same names.
+        confusion: Tiles: index true_city, columns called, the same names.
     """
     shares, number = share_of_row(confusion.to_numpy()), len(confusion)  # [num_classes, num_classes]
     few = number <= FEW_CLASSES

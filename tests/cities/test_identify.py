@@ -40,7 +40,7 @@ def test_every_table_follows_from_the_test_rows(example, capsys):
     found = metrics_of(folder)
     expected = scores.all_class_scores(probabilities, true, 5, 15)
     assert found["cities"] == pytest.approx(expected)
-    confusion = pd.read_csv(folder / "confusion.csv", index_col="true")
+    confusion = pd.read_csv(folder / "confusion.csv", index_col="true_city")
     assert list(confusion) == list(confusion.index) == list(NAMES)
     assert (confusion.to_numpy() == scores.confusion_matrix(true, probabilities.argmax(axis=1), 4)).all()
     assert pd.read_csv(folder / "scores_by_class.csv").tiles.tolist() == [20] * 4
@@ -59,11 +59,11 @@ def test_similarities_are_of_the_features_of_test_tiles(example):
     folder, results, _ = run(example)
     vectors = example.vectors[example.split == "test"].to_numpy()
     city = np.repeat(np.arange(4), 20)
-    cosine = pd.read_csv(folder / "city_similarity_cosine.csv", index_col="city")
+    cosine = pd.read_csv(folder / "city_similarity_cosine.csv", index_col="city_name")
     np.testing.assert_allclose(cosine, similarity.cosine_similarity(similarity.city_means(vectors, city, 4)))
-    frechet = pd.read_csv(folder / "city_similarity_frechet.csv", index_col="city")
+    frechet = pd.read_csv(folder / "city_similarity_frechet.csv", index_col="city_name")
     np.testing.assert_allclose(frechet, similarity.frechet_distances(similarity.fit_gaussians(vectors, city, 4)), atol=1e-9)
-    shares = pd.read_csv(folder / "city_similarity_confusion.csv", index_col="city").to_numpy()
+    shares = pd.read_csv(folder / "city_similarity_confusion.csv", index_col="city_name").to_numpy()
     np.testing.assert_allclose(shares, shares.T)
     assert list(results.maps) == ["confusion", "cosine", "frechet"]
     assert metrics_of(folder)["similarity"]["frechet"]["stress_of_map"] == pytest.approx(results.maps["frechet"].stress)
@@ -108,7 +108,7 @@ def test_a_city_that_the_model_never_saw_is_told_by_what_it_looks_like(example):
     assert table.mean_probability[0] == pytest.approx(own["probability_Bern"].mean())
     assert table.share_of_tiles_called_so.sum() == pytest.approx(1)
     assert len(ledger.left_out["tiles of cities that their model never saw: not in the scores, see looks_like.csv"]) == 20
-    assert (pd.read_csv(folder / "city_similarity_cosine.csv").city == list(NAMES)).all()
+    assert (pd.read_csv(folder / "city_similarity_cosine.csv").city_name == list(NAMES)).all()
 
 
 def test_models_that_each_left_a_city_out_are_joined(example):
@@ -174,7 +174,7 @@ def test_one_city_has_scores_but_no_map(tmp_path, tiles_per_city):
 def test_cities_of_one_tile_each_have_every_table(tmp_path):
     folder, results, _ = run(Example(tmp_path, tiles_per_city=2))
     assert set(results.maps) == {"confusion", "cosine", "frechet"}
-    assert np.isfinite(pd.read_csv(folder / "city_similarity_frechet.csv", index_col="city").to_numpy()).all()
+    assert np.isfinite(pd.read_csv(folder / "city_similarity_frechet.csv", index_col="city_name").to_numpy()).all()
 
 
 def test_tables_of_indexes_alone_are_enough(example):

@@ -64,7 +64,7 @@ def test_predictions_are_sorted_by_id_and_counted_by_split(tmp_path, ledger, suf
         ({"geocode": ["a", "a"]}, "more than once"),
         ({"geocode": ["a", None]}, "1 rows have no id"),
         ({"split": ["test", "Test"]}, r"1 rows have a split other than train, validation, test, unknown \(Test\)"),
-        ({"probability_x": [0.25, None]}, r"1 rows hold an empty cell or a value that is not finite \(a\)"),
+        ({"probability_x": [0.25, None]}, r"1 rows hold an empty cell or a value that is not finite or beyond 1e\+100 \(a\)"),
         ({"probability_x": [0.25, "much"]}, "columns probability_x hold text"),
         ({"probability_x": [0.25, 0.4]}, r"probabilities of 1 rows are below 0 or do not sum to 1 \(a\)"),
         ({"probability_x": [1.25, 0.5], "probability_y": [-0.25, 0.5]}, r"below 0 or do not sum to 1 \(b\)"),
@@ -175,7 +175,7 @@ def test_faults_of_features_are_sentences(tmp_path, ledger):
         tiles.read_features([write(tmp_path / "bands.csv", geocode=["a"], red_mean=[1.0])], ledger)
     with pytest.raises(TableError, match=r"1 numbered columns but .* has 2"):
         tiles.read_features([good, write(tmp_path / "short.csv", geocode=["b"], **{"0": [1.0]})], ledger)
-    with pytest.raises(TableError, match=r"not finite \(b\)"):
-        tiles.read_features([write(tmp_path / "bad.csv", geocode=["a", "b"], **{"0": [1.0, None]})], ledger)
+    with pytest.raises(TableError, match=r"not finite or beyond 1e\+100 \(b\)"):
+        tiles.read_features([write(tmp_path / "bad.csv", geocode=["a", "b"], **{"0": [1.0, 1e200]})], ledger)
     with pytest.raises(TableError, match="more than once"):
         tiles.read_features([good, good], ledger)

@@ -30,7 +30,7 @@ def texts(axis):
 
 
 def table_of(counts, names):
-    return pd.DataFrame(counts, pd.Index(names, name="true"), names)
+    return pd.DataFrame(counts, pd.Index(names, name="true_city"), names)
 
 
 def test_confusion_is_written_in_percent_of_the_row():
@@ -172,7 +172,7 @@ def test_nothing_found_is_no_figure():
 
 
 def test_the_command_writes_every_figure(tmp_path, capsys):
-    example = Example(tmp_path)
+    example = Example(tmp_path, names=["Bern", "A$x^{$", "city", "true"])
     example.predictions["index.csv"] = example.regress()
     argv = ["cities"]
     for name, value in example.write().items():
