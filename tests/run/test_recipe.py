@@ -27,6 +27,8 @@ from imagery2flow.run.flow_config import (
 from imagery2flow.run.form_config import UrbanFormConfig
 from imagery2flow.run.land_cover_config import LandCoverConfig
 from imagery2flow.run.report_config import ReportConfig
+from imagery2flow.run.scene_map_config import SceneMapConfig
+from imagery2flow.run.synthetic_cities_config import SyntheticCitiesConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 PAPER = ROOT / "configs" / "paper"
@@ -40,6 +42,7 @@ STAGES = {
 }
 COMMANDS = {
     "synthetic": config.SyntheticConfig,
+    "synthetic_cities": SyntheticCitiesConfig,
     "acquire": AcquireConfig,
     "adopt": AdoptConfig,
     "check": CheckConfig,
@@ -50,7 +53,8 @@ COMMANDS = {
     "evaluate": EvaluateConfig,
     "folds": FoldsConfig,
     "results": ResultsConfig,
-    "map": config.MapConfig,
+    "flow_map": config.FlowMapConfig,
+    "map": SceneMapConfig,
     "report": ReportConfig,
     "explain": ExplainConfig,
     "cities": CitiesConfig,
