@@ -146,6 +146,8 @@ def draw_boxes(pyramid: Pyramid, patch: Tensor, config: ViewConfig, generator: t
     ratio = torch.exp((2 * uniform[:, 1] - 1) * float(np.log(ASPECT_RATIO)))
     width = torch.minimum((area * ratio).sqrt().clamp(min=1), patch_width)
     height = torch.minimum((area / ratio).sqrt().clamp(min=1), patch_height)
+    if config.crop_min_share == 1:  # the whole patch, whatever its aspect ratio
+        height, width = patch_height, patch_width
     chosen = choose_valid_pixel(pyramid, patch, uniform[:, 2])
     row, column = chosen // patch_width.long(), chosen % patch_width.long()
     # The corner lies so that the crop holds the chosen pixel's centre and stays within the patch.

@@ -92,6 +92,41 @@ def test_the_flow_model_is_trained_as_published():
     assert read_recipe("get_img_embedding", "--data_path", "p", "--output_path", "t.csv").band_statistics is False
 
 
+def read_city_recipe(name, *flags):
+    return parse_config(
+        "train_img_encoder.py", EncoderConfig, ["--config", str(ROOT / "configs" / f"{name}.yaml"), "--data_path", "p", *flags]
+    )
+
+
+def test_cities_are_told_apart_as_published():
+    recipe = read_city_recipe("dlslicer_resnet50")
+    assert (recipe.objective, recipe.label_column, recipe.balanced) == ("classify", "city", True)
+    assert (recipe.resnet, recipe.init, recipe.normalisation, recipe.view_size) == ("resnet50", "imagenet", "imagenet", 224)
+    assert (recipe.lr, recipe.weight_decay, recipe.batch_size, recipe.total_epoch) == (1e-3, 0.0, 128, 100)
+    assert (recipe.schedule, recipe.cos) == ([], False)
+
+
+def test_indexes_are_learned_as_published():
+    recipe = read_city_recipe("city_index", "--labels_path", "indexes.csv", "--target_column", "planet")
+    assert (recipe.objective, recipe.target_column, recipe.target_scale, recipe.labels_key) == ("regress", ["planet"], 100.0, "city")
+    assert (recipe.resnet, recipe.lr, recipe.batch_size, recipe.total_epoch, recipe.schedule) == ("resnet50", 1e-3, 128, 50, [])
+
+
+@pytest.mark.parametrize("name", ["dlslicer_resnet50", "city_index"])
+def test_tiles_of_cities_are_seen_whole_and_in_their_own_colours(name):
+    views = read_city_recipe(name).views
+    assert (views.crop_min_share, views.flip, views.turn) == (1.0, True, True)
+    assert (
+        views.shift
+        == views.gain
+        == views.blur_probability
+        == views.band_drop_probability
+        == views.rgb_jitter
+        == views.grey_probability
+        == 0
+    )
+
+
 def test_flags_override_the_recipe():
     assert read_recipe("train_img_encoder", "--data_path", "patches", "--resnet", "resnet18", "--views.turn").views.turn is True
 
