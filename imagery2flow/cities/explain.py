@@ -13,8 +13,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from affine import Affine
-from rasterio.crs import CRS
 from tqdm import tqdm
 
 from imagery2flow.cities.relevance import ClassMap, grad_cam, relevance_cam, resnet_of
@@ -23,7 +21,7 @@ from imagery2flow.cities.tile_maps import encode_map, kept_pixels, mass_in_upper
 from imagery2flow.encoder.checkpoint import EncoderRecord, find_checkpoint
 from imagery2flow.encoder.embeddings import look_at_patches, note_encoder
 from imagery2flow.encoder.supervised import Outputs, Supervised, as_predictions, load_supervised
-from imagery2flow.imagery.patch_files import PatchFiles, open_patch, read_patches
+from imagery2flow.imagery.patch_files import PatchFiles, georeference, read_patches
 from imagery2flow.imagery.patchset import Normalisation, PatchSet
 from imagery2flow.imagery.pyramid import build_pyramid
 from imagery2flow.imagery.views import embedding_views
@@ -140,7 +138,7 @@ def read_inputs(config: ExplainConfig, ledger: Ledger) -> tuple[Explainer, Patch
         note_encoder(path, loaded[1], ledger)
         inspection.look(path, resnet_of, loaded[0])
         inspection.look("--output_name", check_output_name, config.output_name, loaded[2])
-    files = look_at_patches(config.data_path, path, loaded and loaded[1], False, inspection)
+    files = look_at_patches(config.data_path, path, loaded and loaded[1], False, inspection, config.scene_dir)
     if files is not None and loaded is not None:
         inspection.look(config.data_path, check_type, files, loaded[1])
     inspection.raise_if_any()
@@ -231,18 +229,11 @@ def one_tile(
 
 def write_maps(tile: ExplainedTile, files: PatchFiles, folder: Path, config: ExplainConfig) -> None:
     """Writes the maps of a tile with its georeference; a missing pixel is NaN."""
-    crs, transform = georeference(files, tile.geocode, tile.valid.shape)
+    crs, transform = georeference(files, tile.geocode)
     for layer, values in tile.maps.items():
         content = encode_map(values, crs, transform)
         with replacing(folder / f"{tile.geocode}_{config.method}_{layer}.tif") as temporary:
             temporary.write_bytes(content)
-
-
-def georeference(files: PatchFiles, geocode: str, shape: tuple[int, ...]) -> tuple[CRS | None, Affine]:
-    """CRS and transform of a tile of height and width ``shape``; None and pixels where it has none."""
-    with open_patch(files.paths[geocode]) as patch:
-        assert patch.shape == shape, "a map lies on the pixels of its tile's own file"
-        return patch.crs, patch.transform
 
 
 def rows_of(tile: ExplainedTile, explainer: Explainer) -> list[dict[str, object]]:

@@ -288,7 +288,7 @@ def add_indexes(results: CityResults, inputs: Inputs, config: CitiesConfig, ledg
     for target, predicted in inputs.targets.items():
         assert inputs.indexes is not None
         keys = inputs.tiles.key.loc[predicted.index]
-        observed = indexes.true_values(inputs.indexes, target, keys, ledger)
+        observed = indexes.true_values(inputs.indexes, target, keys, config.labels_key, ledger)
         table = drawn(predicted.loc[observed.index], inputs.tiles.city, config, ledger)
         table = table.assign(observed=observed, city=inputs.tiles.city)
         score_tables[target], city_tables[target] = indexes.score_rows(table), indexes.city_table(table)

@@ -6,20 +6,16 @@ predictions of models that left the city out. The mean predictor, which says the
 
 from __future__ import annotations
 
-import re
-from collections import defaultdict
-from collections.abc import Iterable
-
 import numpy as np
 import pandas as pd
 
 from imagery2flow.cities import scores
 from imagery2flow.cities.tiles import LARGEST, indexed_by_id
 from imagery2flow.run.errors import InputError, TableError, shown
+from imagery2flow.run.keys import key_columns, match_keys
 from imagery2flow.run.stage import Ledger
 from imagery2flow.run.tables import read_table
 
-CODE = re.compile(r"\(([^()]+)\)\s*$")
 MODEL, TRAINING_MEAN = "model", "training mean"
 
 
@@ -30,24 +26,26 @@ def read_indexes(path: str, key_column: str, ledger: Ledger) -> pd.DataFrame:
         MissingInputError: There is no such file.
         TableError: The column of keys is absent, or a key is empty or there twice.
     """
-    table = read_table(path, "indexes", (key_column,))
+    header = read_table(path, "indexes", ()).columns
+    named = key_columns(header, key_column)
+    if len(named) != 1:
+        has = "no" if not named else "more than one"
+        raise TableError(f"indexes {path} has {has} column {key_column}, but {shown(header)}; name its column of cities with --labels_key")
+    table = read_table(path, "indexes", named)
     ledger.reads(path)
-    if key_column not in table:
-        raise TableError(
-            f"indexes {path} has no column {key_column}, but {shown(table.columns)}; name its column of cities with --labels_key"
-        )
-    if "geocode" in table and key_column != "geocode":
+    if "geocode" in table and named[0] != "geocode":
         table = table.drop(columns="geocode")
-    return indexed_by_id(table.rename(columns={key_column: "geocode"}), f"indexes {path}").rename_axis("key")
+    return indexed_by_id(table.rename(columns={named[0]: "geocode"}), f"indexes {path}").rename_axis("key")
 
 
-def true_values(indexes: pd.DataFrame, target: str, keys: pd.Series, ledger: Ledger) -> pd.Series:
+def true_values(indexes: pd.DataFrame, target: str, keys: pd.Series, key_column: str, ledger: Ledger) -> pd.Series:
     """The true index of each tile by id; tiles whose key has no value are left out, and their keys are listed.
 
     Args:
         indexes: By key.
         target: Column.
         keys: Of each tile, by id.
+        key_column: What the keys are.
         ledger: Takes the keys without a value.
 
     Raises:
@@ -61,7 +59,9 @@ def true_values(indexes: pd.DataFrame, target: str, keys: pd.Series, ledger: Led
         raise InputError(
             f"the column {target} of --labels_path holds text ({shown(indexes[target].dropna().unique())}); give numbers, and empty cells where there is none"
         )
-    match = matching_keys(keys.dropna().unique(), indexes.index)
+    match, several = match_keys(keys.dropna().unique(), indexes.index.tolist(), key_column)
+    for name, candidates in several.items():
+        raise InputError(f"{name} fits {len(candidates)} rows of --labels_path ({shown(candidates)}); name the one meant exactly so")
     values = keys.map(match).map(indexes[target])
     values = values.where(values.astype(np.float64).abs() <= LARGEST)
     ledger.leave_out("tiles without a key to the rows of --labels_path", keys.index[keys.isna()])
@@ -72,31 +72,6 @@ def true_values(indexes: pd.DataFrame, target: str, keys: pd.Series, ledger: Led
             f"--labels_path has no value of {target} for any of the tiles ({shown(keys.unique())} against {shown(indexes.index)}); check --labels_key"
         )
     return values.dropna().astype(np.float64)
-
-
-def matching_keys(names: Iterable[str], keys: pd.Index) -> dict[str, str]:
-    """For each name the key that is equal, or else the one of the same code: ALA stands for Almaty (ALA), and the other way round.
-
-    Raises:
-        InputError: Several keys have the code of a name.
-    """
-    by_code = defaultdict(list)
-    for key in keys:
-        by_code[code_of(key)].append(key)
-    found = {}
-    for name in names:
-        candidates = [name] if name in keys else by_code[code_of(name)]
-        if len(candidates) > 1:
-            raise InputError(f"{name} fits {len(candidates)} rows of --labels_path ({shown(candidates)}); name the one meant exactly so")
-        if candidates:
-            found[name] = candidates[0]
-    return found
-
-
-def code_of(name: str) -> str:
-    """What stands in the last parentheses of a name, at its end: Almaty (ALA) -> ALA; the name itself without any."""
-    found = CODE.search(name)
-    return found[1].strip() if found else name
 
 
 def city_table(tiles: pd.DataFrame) -> pd.DataFrame:

@@ -14,12 +14,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from imagery2flow.encoder.predictions import UNKNOWN
+from imagery2flow.imagery.sites import SPLITS
 from imagery2flow.run.device import random_numbers
 from imagery2flow.run.errors import Faults, InputError, TableError, shown
 from imagery2flow.run.stage import Ledger
 from imagery2flow.run.tables import read_table
 
-SPLITS = ("train", "validation", "test", "unknown")
+SEEN_AS = (*SPLITS, UNKNOWN)
 PROBABILITY, PREDICTED, MEAN = "probability_", "predicted_", "mean_"
 LARGEST = 1e100  # whose square is still a number
 SUM_TOLERANCE = 1e-3  # what sixteen-bit floats and CSV of few digits leave of a sum of 1
@@ -98,16 +100,16 @@ def read_predictions(path: str, ledger: Ledger) -> pd.DataFrame:
         if name not in table:
             faults.add(f"it has no column {name}; make it with get_img_embedding.py --predict")
     faults.raise_if_any()
-    foreign = table.index[~table["split"].isin(SPLITS)]
+    foreign = table.index[~table["split"].isin(SEEN_AS)]
     if len(foreign):
         faults.add(
-            f"{len(foreign):,} rows have a split other than {', '.join(SPLITS)} ({shown(table.loc[foreign, 'split'].unique())}); mend them"
+            f"{len(foreign):,} rows have a split other than {', '.join(SEEN_AS)} ({shown(table.loc[foreign, 'split'].unique())}); mend them"
         )
     check_numbers(table[numbers], faults)
     faults.raise_if_any()
     check_probabilities(table[[name for name in numbers if name.startswith(PROBABILITY)]], faults)
     faults.raise_if_any()
-    counts = ", ".join(f"{count:,} {name}" for name, count in table["split"].value_counts().reindex(SPLITS).dropna().astype(int).items())
+    counts = ", ".join(f"{count:,} {name}" for name, count in table["split"].value_counts().reindex(SEEN_AS).dropna().astype(int).items())
     ledger.note(f"{where}: {counts}")
     return table[["split", *numbers]]
 

@@ -14,12 +14,13 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from scipy.cluster.hierarchy import dendrogram
 
-from imagery2flow.cities.indexes import TRAINING_MEAN, code_of
+from imagery2flow.cities.indexes import TRAINING_MEAN
 from imagery2flow.cities.results import CONFUSION, COSINE, FRECHET, CityResults
 from imagery2flow.cities.scores import calibration_error, share_of_row
 from imagery2flow.cities.similarity import PlanarMap, average_linkage
 from imagery2flow.figures.regions import readable_on
 from imagery2flow.figures.style import COLOURS, GREY, LETTER, LIGHT_GREY, TICK_SIZE, TITLE_SIZE, legend_below, new_figure
+from imagery2flow.run.keys import code_of
 
 SHARES = "Blues"  # white is none, so that the few cells that count are seen
 FEW_CLASSES = 12  # with more, cells and letters are smaller
@@ -156,7 +157,7 @@ def city_maps(planes: Mapping[str, tuple[Sequence[str], PlanarMap]]) -> Figure:
         axis.set_xticks([])
         axis.set_yticks([])
         axis.spines[["top", "right"]].set_visible(True)
-        write_names(axis, plane.places, [code_of(str(name)) for name in names], 2 * reach / ((side - 0.4) * 72))
+        write_names(axis, plane.places, [code_of(str(name)) or str(name) for name in names], 2 * reach / ((side - 0.4) * 72))
         title = DISTANCE_NAMES[measure].replace("\n", " ")
         axis.set_title(f"{title}\n{plane.variance_shown:.0%} of the variance shown, stress {plane.stress:.2f}", fontsize=TITLE_SIZE)
         draw_bar(axis, reach)

@@ -17,6 +17,7 @@ class ExplainConfig:
     Args:
         data_path: Folder of patches that stage 1 wrote.
         output_dir: Folder to write: explanations.csv, contact_<city>.png, and for each tile <geocode>_<method>_<layer>.tif and ..._masked.png.
+        scene_dir: Folder of the scenes, for patches that are windows of them.
         ckpt: Checkpoint of a ResNet that stage 2 trained with --objective classify or regress: a path, or a file name in --model_path; default the run named by --log.
         model_path: Folder of checkpoints.
         log: Name of the run.
@@ -34,6 +35,7 @@ class ExplainConfig:
 
     data_path: str
     output_dir: str
+    scene_dir: str | None = None
     ckpt: str | None = None
     model_path: str = "ckpt"
     log: str = "default"

@@ -14,29 +14,22 @@ def ledger():
     return Ledger("cities", quiet=True)
 
 
-def test_a_code_in_the_last_parentheses_stands_for_a_name():
-    assert indexes.code_of("Almaty (ALA)") == "ALA"
-    assert indexes.code_of("Washington (DC) (IAD) ") == "IAD"
-    assert indexes.code_of("York (UK), north") == "York (UK), north"
-    keys = pd.Index(["ALA", "Bern", "Oslo (OSL)"])
-    assert indexes.matching_keys(["Almaty (ALA)", "Bern", "OSL", "Riga"], keys) == {
-        "Almaty (ALA)": "ALA",
-        "Bern": "Bern",
-        "OSL": "Oslo (OSL)",
-    }
-
-
-def test_an_equal_name_comes_before_a_code_and_two_codes_are_refused():
-    keys = pd.Index(["Georgetown (GEO)", "Georgia (GEO)"])
-    assert indexes.matching_keys(["Georgia (GEO)"], keys) == {"Georgia (GEO)": "Georgia (GEO)"}
+def test_two_rows_that_fit_one_name_are_refused(ledger):
+    table = pd.DataFrame({"green": [1.0, 2.0]}, index=["Georgetown (GEO)", "Georgia (GEO)"])
+    assert indexes.true_values(table, "green", pd.Series({"t": "Georgia (GEO)"}), "city", ledger).to_dict() == {"t": 2.0}
     with pytest.raises(InputError, match="GEO fits 2 rows of --labels_path"):
-        indexes.matching_keys(["GEO"], keys)
+        indexes.true_values(table, "green", pd.Series({"t": "GEO"}), "city", ledger)
+
+
+def test_the_column_of_keys_may_say_what_its_codes_are(tmp_path, ledger):
+    (tmp_path / "labels.csv").write_text("city(IATA),green\nALA,1\n")
+    assert indexes.read_indexes(str(tmp_path / "labels.csv"), "city", ledger).index.tolist() == ["ALA"]
 
 
 def test_true_values_are_joined_by_key_and_missing_ones_are_listed(ledger):
     table = pd.DataFrame({"green": [1.5, NAN, 9.0]}, index=["ALA", "Bern", "Riga"])
     keys = pd.Series({"1": "Almaty (ALA)", "2": "Bern", "3": "Oslo", "4": "Almaty (ALA)", "5": None})
-    assert indexes.true_values(table, "green", keys, ledger).to_dict() == {"1": 1.5, "4": 1.5}
+    assert indexes.true_values(table, "green", keys, "city", ledger).to_dict() == {"1": 1.5, "4": 1.5}
     assert ledger.left_out == {
         "tiles without a key to the rows of --labels_path": ["5"],
         "cities or tiles without a value of green in --labels_path": ["Bern", "Oslo"],
@@ -54,11 +47,11 @@ def test_faults_of_the_table_of_indexes_are_sentences(tmp_path, ledger):
     path.write_text("city,green,kind\n001,1,warm\n")
     table = indexes.read_indexes(str(path), "city", ledger)
     keys = pd.Series({"t": "001"})
-    assert indexes.true_values(table, "green", keys, ledger).tolist() == [1]
+    assert indexes.true_values(table, "green", keys, "city", ledger).tolist() == [1]
     with pytest.raises(InputError, match="no column blue, but green, kind"):
-        indexes.true_values(table, "blue", keys, ledger)
+        indexes.true_values(table, "blue", keys, "city", ledger)
     with pytest.raises(InputError, match=r"column kind .* holds text"):
-        indexes.true_values(table, "kind", keys, ledger)
+        indexes.true_values(table, "kind", keys, "city", ledger)
     with pytest.raises(InputError, match=r"no value of green for any of the tiles \(002 against 001\)"):
         indexes.true_values(table, "green", pd.Series({"t": "002"}), ledger)
 
