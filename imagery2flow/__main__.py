@@ -9,16 +9,18 @@ from functools import partial
 from imagery2flow.run.acquire_config import AcquireConfig
 from imagery2flow.run.adopt_config import AdoptConfig
 from imagery2flow.run.check_config import CheckConfig
-from imagery2flow.run.city_config import SyntheticCitiesConfig
+from imagery2flow.run.cities_config import CitiesConfig
 from imagery2flow.run.cli import parse_config
 from imagery2flow.run.config import FlowMapConfig, SyntheticConfig
 from imagery2flow.run.distances_config import DistancesConfig
+from imagery2flow.run.explain_config import ExplainConfig
 from imagery2flow.run.flow_config import EvaluateConfig, FoldsConfig, ImportConfig, ResultsConfig
 from imagery2flow.run.form_config import UrbanFormConfig
 from imagery2flow.run.land_cover_config import LandCoverConfig
 from imagery2flow.run.report_config import ReportConfig
 from imagery2flow.run.scene_map_config import SceneMapConfig
 from imagery2flow.run.stage import run_stage
+from imagery2flow.run.synthetic_cities_config import SyntheticCitiesConfig
 
 
 def synthetic(argv: Sequence[str]) -> int:
@@ -144,6 +146,24 @@ def report(argv: Sequence[str]) -> int:
     return run_stage("report", config, write_report)
 
 
+def explain(argv: Sequence[str]) -> int:
+    """Shows where in a tile a classifier or regressor finds what it says of it."""
+    config = parse_config("python -m imagery2flow explain", ExplainConfig, argv)
+    from imagery2flow.cities import explain as work
+    from imagery2flow.figures.explanations import draw_explanations
+
+    return run_stage("explain", config, partial(work.explain, draw=draw_explanations))
+
+
+def cities(argv: Sequence[str]) -> int:
+    """Scores how well cities are recognised, which look alike, and how well their indexes are predicted."""
+    config = parse_config("python -m imagery2flow cities", CitiesConfig, argv)
+    from imagery2flow.cities.identify import score_cities
+    from imagery2flow.figures.city_scores import city_figures
+
+    return run_stage("cities", config, partial(score_cities, draw_figures=city_figures))
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "synthetic": synthetic,
     "synthetic_cities": synthetic_cities,
@@ -160,6 +180,8 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "flow_map": flow_map,
     "map": scene_map,
     "report": report,
+    "explain": explain,
+    "cities": cities,
 }
 
 

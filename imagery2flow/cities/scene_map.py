@@ -6,7 +6,6 @@ first principal components of its vectors, which show where places are alike.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,13 +16,14 @@ import rasterio
 from affine import Affine
 from exactextract import exact_extract
 from rasterio.crs import CRS
-from torch import Tensor, nn
+from torch import nn
 
 from imagery2flow.cities.sliding import Sliding, WindowGrid, cell_values, make_grid, slide
 from imagery2flow.encoder.checkpoint import EncoderRecord, check_scale, find_checkpoint, load_encoder
 from imagery2flow.encoder.embeddings import note_encoder
+from imagery2flow.encoder.predictions import load_predictor
 from imagery2flow.encoder.similarity import principal_components
-from imagery2flow.encoder.supervised import Outputs, as_predictions, has_head, load_supervised
+from imagery2flow.encoder.supervised import Outputs, has_head
 from imagery2flow.imagery.patches import describe_scenes
 from imagery2flow.imagery.scene import Scene, open_scene
 from imagery2flow.imagery.units import check_polygons, read_units, scene_crs, to_scene_crs
@@ -45,15 +45,13 @@ class Mapper:
     """A model as the map needs it.
 
     Attributes:
-        module: Holds the weights.
-        forward: Views [batch, num_bands, view_size, view_size] -> [batch, num_layers].
+        model: Views [batch, num_bands, view_size, view_size] -> [batch, num_layers], or vectors of an encoder without a head.
         record: What the checkpoint says of the encoder.
         layers: Names of the layers; of an encoder without a head those of the components.
         kind: ``classes``, ``targets`` or ``components``.
     """
 
-    module: nn.Module
-    forward: Callable[[Tensor], Tensor]
+    model: nn.Module
     record: EncoderRecord
     layers: tuple[str, ...]
     kind: str
@@ -79,13 +77,9 @@ def load_mapper(path: Path) -> Mapper:
     """
     if not has_head(path):
         encoder, record = load_encoder(path)
-        return Mapper(encoder, encoder, record, tuple(f"component_{number}" for number in range(1, NUM_COMPONENTS + 1)), "components")
-    model, record, outputs = load_supervised(path)
-
-    def predict(views: Tensor) -> Tensor:
-        return as_predictions(model(views)[1], outputs)
-
-    return Mapper(model, predict, record, layer_names(outputs), outputs.kind)
+        return Mapper(encoder, record, tuple(f"component_{number}" for number in range(1, NUM_COMPONENTS + 1)), "components")
+    predictor, record = load_predictor(path)
+    return Mapper(predictor, record, layer_names(predictor.outputs), predictor.outputs.kind)
 
 
 def layer_names(outputs: Outputs) -> tuple[str, ...]:
@@ -104,14 +98,14 @@ def map_scene(config: SceneMapConfig, ledger: Ledger) -> SceneMap:
     grid = make_grid(scene, config.size, config.stride, config.geometry)
     fabric, choice = make_fabric(config.device, config.precision)
     ledger.note(choice)
-    mapper.module.to(fabric.device)
+    mapper.model.to(fabric.device)
     record = mapper.record
     with fabric.autocast():
         found = slide(
             scene,
             grid,
             config.geometry,
-            mapper.forward,
+            mapper.model,
             record.normalisation,
             record.view_size,
             config.batch_size,

@@ -211,8 +211,12 @@ def embed_all(job: EmbeddingJob, chunks: Sequence[PatchFiles], folder: Path, led
 
 
 def state_of(chunk: PatchFiles) -> list[Any]:
-    """Which patches a chunk holds, with the size and the time of change of their files."""
-    states = [(geocode, state.st_size, state.st_mtime_ns) for geocode, path in chunk.paths.items() if (state := path.stat())]
+    """Which patches a chunk holds, with the size and the time of change of their files, and what of them is a patch."""
+    states = [
+        (geocode, state.st_size, state.st_mtime_ns, *chunk.windows.get(geocode, ()))
+        for geocode, path in chunk.paths.items()
+        if (state := path.stat())
+    ]
     return [str(chunk.folder), states, chunk.bands]
 
 

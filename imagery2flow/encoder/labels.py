@@ -4,13 +4,11 @@ The column ``split`` of the manifest says train, validation or test of each patc
 the test instead, and those of the other groups keep their split, but for their own test patches, which then are neither learned from nor tested on: a city's score is
 that of a model that saw none of its patches, and the models of all folds together test every city once.
 
-Keys of a table that are not ids of patches (cities) agree where they are equal, or where one of both is the code in the last parentheses of the other: a table may
-say ``ALA`` or ``Almaty (ALA)`` for the folder ``Almaty (ALA)``. So may the name of its column: ``city`` and ``city(IATA)``.
+A table is joined by the ids of patches, or by names of cities (``run.keys``).
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,16 +18,16 @@ import pandas as pd
 
 from imagery2flow.encoder.supervised import Outputs
 from imagery2flow.imagery.cutting import USABLE
+from imagery2flow.imagery.sites import SPLITS
 from imagery2flow.run.config import LabelConfig
 from imagery2flow.run.device import random_numbers
 from imagery2flow.run.errors import Faults, MissingInputError, TableError, shown
 from imagery2flow.run.files import content_hash
+from imagery2flow.run.keys import key_columns, match_keys
 from imagery2flow.run.stage import Ledger
 from imagery2flow.run.tables import read_table
 
-SPLITS = ("train", "validation", "test")
 FOLDS = 3  # purpose of random numbers, as a key of ``run.device.random_numbers``
-CODE = re.compile(r".*\(([^()]+)\)\s*")
 SPLIT_REMEDY = "cut the patches with img_preprocessing.py --split, which keeps sites apart, or hold out groups with --held_out_column"
 
 
@@ -211,7 +209,7 @@ def join_table(config: LabelConfig, manifest: pd.DataFrame, faults: Faults, ledg
     assert config.labels_path is not None
     where, key = f"table {config.labels_path}", config.labels_key
     header = read_table(config.labels_path, "table of labels", ()).columns
-    named = [name for name in header if name == key] or [name for name in header if re.fullmatch(rf"{re.escape(key)}\s*\(.*\)", str(name))]
+    named = key_columns(header, key)
     if key not in manifest:
         faults.add(
             f"manifest.csv has no column {key} (but {shown(manifest.columns)}); name the one that joins it to labels with --labels_key"
@@ -237,7 +235,11 @@ def join_table(config: LabelConfig, manifest: pd.DataFrame, faults: Faults, ledg
         )
         return None
     keys = manifest[key].dropna().unique()
-    row_of = match_keys(keys, table[key].tolist(), key, where, faults)
+    found, several = match_keys(keys, table[key].tolist(), key)
+    for name, candidates in several.items():
+        faults.add(f"{where} has several rows for the {key} {name} ({shown(candidates)}); write the whole name in both")
+    number = {other: row for row, other in enumerate(table[key])}
+    row_of = {name: number[other] for name, other in found.items()}
     if not row_of and len(keys):
         faults.add(
             f"{where} has no row for any of the {len(keys):,} values of {key} of the patches ({shown(keys)}, there {shown(table[key])}); see --labels_key"
@@ -246,33 +248,6 @@ def join_table(config: LabelConfig, manifest: pd.DataFrame, faults: Faults, ledg
         ledger.leave_out(f"{key} not in {where}, with all patches", sorted(set(keys) - set(row_of)))
     rows = manifest[key].map(row_of)
     return table.reset_index(drop=True).reindex(rows.fillna(-1).astype(int)).set_index(manifest.index)
-
-
-def match_keys(keys: Sequence[str], table_keys: Sequence[str], name: str, where: str, faults: Faults) -> dict[str, int]:
-    """Row of the table of each key that it knows; see the module's docstring for when two agree."""
-    exact = {key: row for row, key in enumerate(table_keys)}
-    if name == "geocode":
-        return {key: exact[key] for key in keys if key in exact}
-    by_code: dict[str, list[int]] = {}
-    for row, key in enumerate(table_keys):
-        if code := code_of(key):
-            by_code.setdefault(code, []).append(row)
-    found: dict[str, int] = {}
-    for key in keys:
-        rows = [exact[key]] if key in exact else [exact[code]] if (code := code_of(key)) in exact else by_code.get(key, [])
-        if len(rows) > 1:
-            faults.add(
-                f"{where} has several rows for the {name} {key} ({shown(table_keys[row] for row in rows)}); write the whole name in both"
-            )
-        elif rows:
-            found[key] = rows[0]
-    return found
-
-
-def code_of(key: str) -> str:
-    """The code in the last parentheses of a name: ``ALA`` of ``Almaty (ALA)``; nothing where there is none."""
-    found = CODE.fullmatch(key)
-    return found[1].strip() if found else ""
 
 
 def find_column(

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import rasterio
+from affine import Affine
+from rasterio.crs import CRS
 from rasterio.enums import MaskFlags
 from rasterio.errors import RasterioIOError
 from tqdm import tqdm
@@ -360,6 +362,15 @@ def open_patch(path: Path) -> rasterio.DatasetReader:
         raise InputError(
             f"patch {path} cannot be opened ({first_sentence(error.__cause__ or error)}); it may be truncated: run img_preprocessing.py again"
         ) from error
+
+
+def georeference(files: PatchFiles, geocode: str) -> tuple[CRS | None, Affine]:
+    """CRS of a patch, or None, and from (column, row) of its pixels to that CRS."""
+    with open_patch(files.paths[geocode]) as source:
+        if geocode not in files.windows:
+            return source.crs, source.transform
+        window = files.windows[geocode]
+        return source.crs, source.transform @ Affine.translation(window.column, window.row)
 
 
 def is_masked_by_imagery(patch: rasterio.DatasetReader, number: int, imagery: dict[int, str]) -> bool:

@@ -14,9 +14,9 @@ import numpy as np
 import pandas as pd
 from rasterio.transform import from_origin
 
-from imagery2flow.run.city_config import SyntheticCitiesConfig
 from imagery2flow.run.files import check_output_folder
 from imagery2flow.run.stage import Ledger
+from imagery2flow.run.synthetic_cities_config import SyntheticCitiesConfig
 from imagery2flow.run.tables import write_table
 from imagery2flow.sources.synthetic import write_raster
 
@@ -55,7 +55,7 @@ def generate_cities(config: SyntheticCitiesConfig, ledger: Ledger) -> Path:
     root = Path(config.output_dir)
     check_output_folder(root, "--output_dir")
     random = np.random.default_rng(config.seed)
-    looks = {f"City {number:02d} ({code_of(number)})": look for number, look in enumerate(draw_looks(config.num_cities, random), start=1)}
+    looks = {f"City {number:02d} ({code_for(number)})": look for number, look in enumerate(draw_looks(config.num_cities, random), start=1)}
     for city, look in looks.items():
         for site in range(1, config.num_sites + 1):
             planted = float(np.clip(look.planted + random.uniform(-SITE_SPREAD, SITE_SPREAD), 0, 1))
@@ -65,7 +65,7 @@ def generate_cities(config: SyntheticCitiesConfig, ledger: Ledger) -> Path:
                 transform = from_origin(300_000.0 + 20_000 * site, 4_500_000.0 + 20_000 * image, GSD_M, GSD_M)
                 pixels = draw_image(config.size_px, look, planted, random)
                 write_raster(folder / f"image{image}.tif", pixels, BANDS, transform, f"EPSG:{32600 + config.utm_zone}")
-    table = pd.DataFrame({"city": [code_of(number) for number in range(1, config.num_cities + 1)]})
+    table = pd.DataFrame({"city": [code_for(number) for number in range(1, config.num_cities + 1)]})
     table["greenness"] = [round(100 * look.planted, 1) for look in looks.values()]
     table["random"] = random.permutation(np.linspace(0, 100, config.num_cities)).round(1)
     write_table(root / "indexes.csv", table)
@@ -74,7 +74,7 @@ def generate_cities(config: SyntheticCitiesConfig, ledger: Ledger) -> Path:
     return root / "synthetic_cities_run.json"
 
 
-def code_of(number: int) -> str:
+def code_for(number: int) -> str:
     """The code of a city, which stands in parentheses behind its name: C01."""
     return f"C{number:02d}"
 

@@ -2,9 +2,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from imagery2flow.encoder.labels import SPLITS, code_of, match_keys, read_labels, training_patches
+from imagery2flow.encoder.labels import read_labels, training_patches
+from imagery2flow.imagery.sites import SPLITS
 from imagery2flow.run.config import LabelConfig
-from imagery2flow.run.errors import Faults, InputError, MissingInputError, TableError
+from imagery2flow.run.errors import InputError, MissingInputError, TableError
 
 CITIES = ("Almaty (ALA)", "Bogota (BOG)", "007", "Cairo")
 
@@ -92,18 +93,6 @@ def test_a_table_by_geocode_labels_single_patches(folder, ledger):
     assert labels.split.to_dict() == {"0train": "train", "1train": "train", "0test": "test"}
     assert ledger.left_out["patches without a label"] == ["0validation"]
     assert len(ledger.left_out[f"geocode not in table {path}, with all patches"]) == 8
-
-
-def test_keys_agree_where_they_are_equal_or_one_is_the_code_of_the_other():
-    faults = Faults("t")
-    keys = ["Almaty (ALA)", "BOG", "Cairo", "Portland (US)", "Paris (x) (PAR)"]
-    table = ["ALA", "Bogota (BOG)", "Cairo", "Springfield (US)", "PAR"]
-    assert match_keys(keys, table, "city", "t", faults) == {"Almaty (ALA)": 0, "BOG": 1, "Cairo": 2, "Paris (x) (PAR)": 4}
-    assert match_keys(["tile (1)"], ["1"], "geocode", "t", faults) == {}
-    assert not faults.sentences
-    match_keys(["US"], ["Portland (US)", "Springfield (US)"], "city", "t", faults)
-    assert "several rows for the city US (Portland (US), Springfield (US))" in faults.sentences[0]
-    assert [code_of(text) for text in ("A (B)", "A", "A ()", "A (B) c", "(B)")] == ["B", "", "", "", "B"]
 
 
 @pytest.mark.parametrize("has_split", [True, False])

@@ -10,9 +10,11 @@ from imagery2flow.run import config
 from imagery2flow.run.acquire_config import AcquireConfig
 from imagery2flow.run.adopt_config import AdoptConfig
 from imagery2flow.run.check_config import CheckConfig
+from imagery2flow.run.cities_config import CitiesConfig
 from imagery2flow.run.cli import build_parser, parse_config
 from imagery2flow.run.config import EmbeddingConfig, EncoderConfig, PreprocessingConfig
 from imagery2flow.run.distances_config import DistancesConfig
+from imagery2flow.run.explain_config import ExplainConfig
 from imagery2flow.run.flow_config import (
     EvaluateConfig,
     FlowTestConfig,
@@ -26,6 +28,7 @@ from imagery2flow.run.form_config import UrbanFormConfig
 from imagery2flow.run.land_cover_config import LandCoverConfig
 from imagery2flow.run.report_config import ReportConfig
 from imagery2flow.run.scene_map_config import SceneMapConfig
+from imagery2flow.run.synthetic_cities_config import SyntheticCitiesConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 PAPER = ROOT / "configs" / "paper"
@@ -39,6 +42,7 @@ STAGES = {
 }
 COMMANDS = {
     "synthetic": config.SyntheticConfig,
+    "synthetic_cities": SyntheticCitiesConfig,
     "acquire": AcquireConfig,
     "adopt": AdoptConfig,
     "check": CheckConfig,
@@ -52,6 +56,8 @@ COMMANDS = {
     "flow_map": config.FlowMapConfig,
     "map": SceneMapConfig,
     "report": ReportConfig,
+    "explain": ExplainConfig,
+    "cities": CitiesConfig,
 }
 
 

@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 import rasterio
 
-from imagery2flow.run.city_config import SyntheticCitiesConfig
 from imagery2flow.run.stage import Ledger
+from imagery2flow.run.synthetic_cities_config import SyntheticCitiesConfig
 from imagery2flow.sources.synthetic_cities import draw_image, draw_looks, generate_cities
 
 
