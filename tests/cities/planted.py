@@ -14,7 +14,7 @@ from rasterio.transform import from_origin
 from imagery2flow.encoder.backbones import build_backbone
 from imagery2flow.encoder.checkpoint import save_checkpoint
 from imagery2flow.encoder.supervised import Outputs, Supervised
-from imagery2flow.imagery.patchset import Normalisation, PatchSet, measure
+from imagery2flow.imagery.patchset import Normalisation, PatchSet, measure, whole_images
 from imagery2flow.imagery.pyramid import build_pyramid
 from imagery2flow.imagery.views import embedding_views
 from imagery2flow.run.config import EncoderConfig
@@ -57,7 +57,7 @@ def as_patch_set(tiles: list[Tile]) -> PatchSet:
     first = np.concatenate([[0], np.cumsum(sizes.prod(axis=1))[:-1]])
     valid = np.ones(len(values), bool)
     names = tuple(f"{position:03d}" for position in range(len(tiles)))
-    return PatchSet(names, values, valid, first, sizes[:, 0], sizes[:, 1], measure(values, valid, ("red", "nir")))
+    return PatchSet(names, values, valid, first, sizes[:, 0], sizes[:, 1], measure(values, valid, ("red", "nir")), whole_images(*sizes.T))
 
 
 @lru_cache(maxsize=1)

@@ -53,14 +53,14 @@ def test_faults_of_the_table_of_indexes_are_sentences(tmp_path, ledger):
     with pytest.raises(InputError, match=r"column kind .* holds text"):
         indexes.true_values(table, "kind", keys, "city", ledger)
     with pytest.raises(InputError, match=r"no value of green for any of the tiles \(002 against 001\)"):
-        indexes.true_values(table, "green", pd.Series({"t": "002"}), ledger)
+        indexes.true_values(table, "green", pd.Series({"t": "002"}), "city", ledger)
 
 
 def test_a_table_of_tiles_is_joined_by_id(tmp_path, ledger):
     path = tmp_path / "labels.csv"
     path.write_text("geocode,green\n01,1\n02,3\n")
     table = indexes.read_indexes(str(path), "geocode", ledger)
-    assert indexes.true_values(table, "green", pd.Series({"02": "02", "01": "01"}), ledger).to_dict() == {"02": 3, "01": 1}
+    assert indexes.true_values(table, "green", pd.Series({"02": "02", "01": "01"}), "geocode", ledger).to_dict() == {"02": 3, "01": 1}
 
 
 @pytest.fixture

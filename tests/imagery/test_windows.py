@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from imagery2flow.imagery.patch_files import find_patches, load_patches, read_patches
+from imagery2flow.imagery.patch_files import find_patches, georeference, load_patches, read_patches
 from imagery2flow.imagery.pyramid import build_pyramid
 from imagery2flow.imagery.views import cut as cut_views
 from imagery2flow.imagery.views import draw_views, embedding_views, render
@@ -56,6 +56,13 @@ def test_views_of_windows_are_those_of_written_tiles(tiles, view_size):
     crops = [cut_views(pyramid, part.boxes, view_size) for pyramid, part in zip(pyramids, drawn, strict=True)]
     for left, right in zip(render(crops[0], True), render(crops[1], True), strict=True):
         assert torch.allclose(left.float(), right.float(), atol=1e-2)  # corners of crops are kept in single precision
+
+
+def test_a_window_lies_where_its_tile_would(tiles):
+    written, windows, scene_dir = tiles
+    files, own = find_patches(str(written), [], quiet()), find_patches(str(windows), [], quiet(), scene_dir=str(scene_dir))
+    for geocode in files.paths:
+        assert georeference(own, geocode) == georeference(files, geocode)
 
 
 def test_some_bands_of_windows_are_read_by_name_or_number(tiles):
