@@ -13,10 +13,11 @@ BESIDE = -n $(JOBS) --dist loadfile  # each process takes whole files of tests, 
 DATA ?= ../shared/data
 SECONDS ?= 600
 
-.PHONY: help demo figs test test-all test-gpu fuzz soak real evaluate bench acquire-check reliability check clean
+.PHONY: help demo cities figs test test-all test-gpu fuzz soak real evaluate evaluate-cities bench acquire-check reliability check clean
 
 help:
 	@echo "make demo               a generated metro and a second city through all five stages (about 4 minutes on 2 cores, 2 of them the installation)"
+	@echo "make cities             eight generated cities: which is which, why, alike, scored, mapped"
 	@echo "make figs               runs figs.ipynb, which draws the paper's figures of the demo"
 	@echo "make test               install, then the test suite"
 	@echo "make test-all           also the tests that take minutes"
@@ -25,6 +26,7 @@ help:
 	@echo "make soak               memory and open files while 50,000 small units pass through stages 1 and 3"
 	@echo "make real DATA=FOLDER   all five stages on real imagery and flows; prints the table of docs/results.md"
 	@echo "make evaluate DATA=FOLDER  held-out places of real cities, five seeds, with every control (about half an hour on 2 cores)"
+	@echo "make evaluate-cities DATA=FOLDER  which borough is this tile of, five seeds, beside band statistics"
 	@echo "make bench DATA=FOLDER  every stage beside a plain way to do the same, and how the work grows (about half an hour on 2 cores)"
 	@echo "make acquire-check      asks every public address, and compares the counties of M1 to M10 with the Census Bureau's (needs the network)"
 	@echo "make reliability        writes the list of bad inputs in docs/reliability.md"
@@ -40,6 +42,9 @@ $(INSTALLED): requirements.txt pyproject.toml
 
 demo: $(INSTALLED)
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash runs/demo.sh
+
+cities: $(INSTALLED)
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash runs/cities.sh
 
 figs: $(INSTALLED)
 	test -d demo/outputs || $(MAKE) --no-print-directory demo
@@ -65,6 +70,9 @@ real: $(INSTALLED)
 
 evaluate: $(INSTALLED)
 	$(BIN)/python benchmarks/evaluate_sample.py --data $(DATA)
+
+evaluate-cities: $(INSTALLED)
+	$(BIN)/python benchmarks/cities_sample.py --data $(DATA)
 
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/bench.py --data $(DATA)

@@ -1,11 +1,13 @@
 #!/usr/bin/env python
-"""Stage 3: one vector per patch with a trained encoder.
+"""Stage 3: one vector per patch with a trained encoder, or what a model that was trained with labels predicts of each.
 
     python get_img_embedding.py --data_path data/M1/l8_2020 --model_path ckpt --log M1_l8 --output_path data/M1/M1_l8.csv
     python get_img_embedding.py --data_path data/M2/l8_2020 --ckpt ckpt/M1_l8_img_120.pth --output_path data/M2/M1_l8.csv   # another city
+    python get_img_embedding.py --data_path data/cities/rgb_2020 --ckpt ckpt/cities_img_120_best.pth --predict --output_path predictions.parquet
 
 Reads   the patches of stage 1, the checkpoint of stage 2.
-Writes  --output_path: geocode, 0..D-1 (CSV or Parquet), and <output_path>.run.json.
+Writes  --output_path: geocode, 0..D-1 (CSV or Parquet), and <output_path>.run.json; with --predict geocode, split, probability_<class>
+        or predicted_<target> and mean_<target>.
 Next    train_ODPrediction.py, test_ODPrediction.py
 """
 

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from imagery2flow.encoder.features import embed
 from imagery2flow.encoder.loading import ViewPart
 from imagery2flow.encoder.trainer import Trainer
-from imagery2flow.imagery.patchset import PatchSet, measure
+from imagery2flow.imagery.patchset import PatchSet, measure, whole_images
 from imagery2flow.imagery.views import embedding_views
 from imagery2flow.run.config import EncoderConfig
 from imagery2flow.run.device import make_fabric
@@ -32,7 +32,7 @@ def draw_patches(num_patches: int, smallest_px: int = 20, largest_px: int = 120,
     names = tuple(f"band{number}" for number in range(1, num_bands + 1))
     first_pixel = np.concatenate([[0], np.cumsum(height * width)[:-1]])
     ids = tuple(f"{number:06d}" for number in range(num_patches))
-    return PatchSet(ids, values, valid, first_pixel, height, width, measure(values, valid, names))
+    return PatchSet(ids, values, valid, first_pixel, height, width, measure(values, valid, names), whole_images(height, width))
 
 
 class EncoderRun:
@@ -53,16 +53,17 @@ class EncoderRun:
         self.trainer = Trainer(config, patches, view_size, self.fabric, self.ledger)
         self.trainer.prepare()
         self.steps = self.endless_steps()
-        self.num_patches, self.part = next(self.steps)
+        self.part = next(self.steps)
+        self.num_patches = len(self.part.patches)
         self.images = self.trainer.loader.views(self.part)  # [2 * num_patches, num_bands, view_size, view_size]
         self.bare = self.bare_model(name, view_size)
 
-    def endless_steps(self) -> Iterator[tuple[int, ViewPart]]:
+    def endless_steps(self) -> Iterator[ViewPart]:
         """Steps with their views, epoch after epoch."""
         while True:
             batches = self.trainer.batches()
-            for batch, parts in zip(batches, self.trainer.loader.steps(self.trainer.jobs(batches, first=0)), strict=True):
-                yield len(batch), parts[0]
+            for parts in self.trainer.loader.steps(self.trainer.jobs(batches, first=0)):
+                yield parts[0]
             self.trainer.epoch += 1
 
     def bare_model(self, name: str, view_size: int) -> nn.Module:
@@ -75,13 +76,12 @@ class EncoderRun:
 
     def training_step(self) -> None:
         """A step as stage 2 makes it, with views of its own."""
-        num_patches, part = next(self.steps)
-        self.trainer.train_step(num_patches, [part])
+        self.trainer.train_step([next(self.steps)])
 
     def constant_step(self) -> None:
         """The same step on the views of the first."""
         with mock.patch.object(self.trainer.loader, "views", lambda part: self.images):
-            self.trainer.train_step(self.num_patches, [self.part])
+            self.trainer.train_step([self.part])
 
     def bare_step(self) -> None:
         """The bare model forwards and backwards."""

@@ -9,14 +9,18 @@ from functools import partial
 from imagery2flow.run.acquire_config import AcquireConfig
 from imagery2flow.run.adopt_config import AdoptConfig
 from imagery2flow.run.check_config import CheckConfig
+from imagery2flow.run.cities_config import CitiesConfig
 from imagery2flow.run.cli import parse_config
-from imagery2flow.run.config import MapConfig, SyntheticConfig
+from imagery2flow.run.config import FlowMapConfig, SyntheticConfig
 from imagery2flow.run.distances_config import DistancesConfig
+from imagery2flow.run.explain_config import ExplainConfig
 from imagery2flow.run.flow_config import EvaluateConfig, FoldsConfig, ImportConfig, ResultsConfig
 from imagery2flow.run.form_config import UrbanFormConfig
 from imagery2flow.run.land_cover_config import LandCoverConfig
 from imagery2flow.run.report_config import ReportConfig
+from imagery2flow.run.scene_map_config import SceneMapConfig
 from imagery2flow.run.stage import run_stage
+from imagery2flow.run.synthetic_cities_config import SyntheticCitiesConfig
 
 
 def synthetic(argv: Sequence[str]) -> int:
@@ -25,6 +29,14 @@ def synthetic(argv: Sequence[str]) -> int:
     from imagery2flow.sources.synthetic import generate_metro  # after parsing: --help answers at once
 
     return run_stage("synthetic", config, generate_metro)
+
+
+def synthetic_cities(argv: Sequence[str]) -> int:
+    """Generates cities, each with a look of its own, and indexes of them."""
+    config = parse_config("python -m imagery2flow synthetic_cities", SyntheticCitiesConfig, argv)
+    from imagery2flow.sources.synthetic_cities import generate_cities
+
+    return run_stage("synthetic_cities", config, generate_cities)
 
 
 def acquire(argv: Sequence[str]) -> int:
@@ -111,10 +123,18 @@ def folds(argv: Sequence[str]) -> int:
 
 def flow_map(argv: Sequence[str]) -> int:
     """Draws a region's imagery, observed and predicted flows."""
-    config = parse_config("python -m imagery2flow map", MapConfig, argv)
+    config = parse_config("python -m imagery2flow flow_map", FlowMapConfig, argv)
     from imagery2flow.figures.maps import draw_map
 
-    return run_stage("map", config, draw_map)
+    return run_stage("flow_map", config, draw_map)
+
+
+def scene_map(argv: Sequence[str]) -> int:
+    """Slides a window over a scene and maps what a model says of every place."""
+    config = parse_config("python -m imagery2flow map", SceneMapConfig, argv)
+    from imagery2flow.figures.scene_maps import write_scene_map
+
+    return run_stage("map", config, write_scene_map)
 
 
 def report(argv: Sequence[str]) -> int:
@@ -126,8 +146,27 @@ def report(argv: Sequence[str]) -> int:
     return run_stage("report", config, write_report)
 
 
+def explain(argv: Sequence[str]) -> int:
+    """Shows where in a tile a classifier or regressor finds what it says of it."""
+    config = parse_config("python -m imagery2flow explain", ExplainConfig, argv)
+    from imagery2flow.cities import explain as work
+    from imagery2flow.figures.explanations import draw_explanations
+
+    return run_stage("explain", config, partial(work.explain, draw=draw_explanations))
+
+
+def cities(argv: Sequence[str]) -> int:
+    """Scores how well cities are recognised, which look alike, and how well their indexes are predicted."""
+    config = parse_config("python -m imagery2flow cities", CitiesConfig, argv)
+    from imagery2flow.cities.identify import score_cities
+    from imagery2flow.figures.city_scores import city_figures
+
+    return run_stage("cities", config, partial(score_cities, draw_figures=city_figures))
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "synthetic": synthetic,
+    "synthetic_cities": synthetic_cities,
     "acquire": acquire,
     "adopt": adopt,
     "check": check,
@@ -138,8 +177,11 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "evaluate": evaluate,
     "folds": folds,
     "results": results,
-    "map": flow_map,
+    "flow_map": flow_map,
+    "map": scene_map,
     "report": report,
+    "explain": explain,
+    "cities": cities,
 }
 
 

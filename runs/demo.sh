@@ -44,7 +44,7 @@ run test_ODPrediction.py --log M1_l8_2020 --node_feats_path demo/data/M2/l8_M1.c
 
 say "result"
 run -m imagery2flow results --output_dir demo/outputs --log M1_l8_2020 --data_root demo/data
-run -m imagery2flow map --predictions_path demo/outputs/M1_l8_2020/M2_2020/predictions_lightgbm.csv --units_path demo/data/M2/units.gpkg \
+run -m imagery2flow flow_map --predictions_path demo/outputs/M1_l8_2020/M2_2020/predictions_lightgbm.csv --units_path demo/data/M2/units.gpkg \
     --scene_path demo/data/M2/scene.tif --output_path demo/M2.png
 run -m imagery2flow report demo/outputs/M1_l8_2020/M2_2020 --output_path demo/M2.html
 cat <<END

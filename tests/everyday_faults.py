@@ -270,6 +270,6 @@ TABLES = {
     "get_img_embedding": PATCHES_OF_A_STAGE + EMBEDDING,
     "train_ODPrediction": UNITS_OF_A_STAGE + REGION + TRAINING,
     "test_ODPrediction": UNITS_OF_A_STAGE + REGION + TESTING,
-    "map": UNITS_OF_A_STAGE + MAP,
+    "flow_map": UNITS_OF_A_STAGE + MAP,
 }
 CASES = {f"{stage}-{item.fault}": (stage, item) for stage, table in TABLES.items() for item in ANY_STAGE + table}

@@ -36,7 +36,7 @@ FLAGS = {
     "train_ODPrediction": f"--region M1 --node_feats_path {FEATURES} --log M1 --max_epochs 1 --embedding_size 8 --num_hidden_layers 1 "
     "--trees.num_trees 5 --controls false --device cpu",
     "test_ODPrediction": f"--region M1 --node_feats_path {FEATURES} --log M1 --device cpu",
-    "map": f"--predictions_path {PREDICTIONS} --units_path {UNITS} --scene_path {SCENE} --output_path new.png",
+    "flow_map": f"--predictions_path {PREDICTIONS} --units_path {UNITS} --scene_path {SCENE} --output_path new.png",
 }
 SETTINGS = {
     "img_preprocessing": config.PreprocessingConfig,
@@ -44,7 +44,7 @@ SETTINGS = {
     "get_img_embedding": config.EmbeddingConfig,
     "train_ODPrediction": flow_config.FlowTrainingConfig,
     "test_ODPrediction": flow_config.FlowTestConfig,
-    "map": config.MapConfig,
+    "flow_map": config.FlowMapConfig,
     "land_cover": LandCoverConfig,
     "import_published": flow_config.ImportConfig,
     "results": flow_config.ResultsConfig,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from imagery2flow.encoder.objectives import SimCLR
+from imagery2flow.encoder.supervised import Supervised
 from imagery2flow.run.errors import first_sentence
 from imagery2flow.run.stage import Ledger
 
@@ -28,7 +29,9 @@ def is_worth_a_trial(wanted: Literal["auto", "on", "off"], num_steps: int, devic
     return wanted == "on" and num_steps > 0
 
 
-def compile_if_faster(model: SimCLR, one_pass: Callable[[], None], even_if_slower: bool, fabric: Fabric, ledger: Ledger) -> None:
+def compile_if_faster(
+    model: SimCLR | Supervised, one_pass: Callable[[], None], even_if_slower: bool, fabric: Fabric, ledger: Ledger
+) -> None:
     """Compiles the encoder, unless it is slower so or cannot be compiled; says which in the ledger.
 
     Args:

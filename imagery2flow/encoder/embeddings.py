@@ -7,6 +7,8 @@ encoder is free to forget the absolute brightness that tells a business district
 Beside it stands the same table of an encoder with random weights, ``<name>_untrained``: a model that scores no better with the trained encoder than with
 that one owes nothing to the training.
 
+A model that was trained with labels can write what it says of each patch instead (``--predict``, ``encoder.predictions``).
+
 Patches are read and embedded in chunks: memory is bounded by a chunk, and chunks may go to several processes or machines. Each finished chunk is kept in a
 file until the table is written: a run that was killed goes on with the others.
 """
@@ -31,6 +33,8 @@ from tqdm import tqdm
 from imagery2flow.encoder.backbones import build_backbone
 from imagery2flow.encoder.checkpoint import EncoderRecord, check_scale, find_checkpoint, load_encoder
 from imagery2flow.encoder.features import embed
+from imagery2flow.encoder.predictions import load_predictor, write_predictions
+from imagery2flow.encoder.supervised import load_supervised
 from imagery2flow.imagery.patch_files import PatchFiles, find_patches, note_patches, read_patches
 from imagery2flow.imagery.patchset import BandMoments, Normalisation, as_normalisation, merge_moments, moments_of, unit_statistics
 from imagery2flow.imagery.pyramid import build_pyramid
@@ -73,7 +77,7 @@ class ChunkVectors:
 
     Attributes:
         geocodes: Ids of the rows.
-        vectors: Features [num_patches, dim].
+        vectors: Features [num_patches, dim], or predictions [num_patches, num_outputs].
         untrained: Features of the encoder with random weights, or None.
         statistics: Mean and deviation of each band over the unit [num_patches, 2 * num_bands].
     """
@@ -105,7 +109,12 @@ def make_embeddings(config: EmbeddingConfig, ledger: Ledger) -> Path:
     with only_run(output), kept_parts(output, what_vectors_follow_from(job)) as folder:
         found = embed_all(job, chunks, folder, ledger)
         note_patches(files, [geocode for part in found for geocode in part.geocodes], ledger)
-        write_vectors(config, names, sorted(found, key=lambda part: part.geocodes), ledger)
+        found.sort(key=lambda part: part.geocodes)
+        if config.predict:
+            geocodes = [geocode for part in found for geocode in part.geocodes]
+            write_predictions(Path(config.output_path), path, geocodes, np.concatenate([part.vectors for part in found]), ledger)
+        else:
+            write_vectors(config, names, found, ledger)
     return Path(config.output_path + ".run.json")
 
 
@@ -120,16 +129,24 @@ def read_inputs(config: EmbeddingConfig, ledger: Ledger) -> tuple[Path, EncoderR
     if not config.dask:  # the devices are those of other machines
         inspection.look("--device", choose_device, config.device)
     path = inspection.look("--ckpt", find_checkpoint, config.ckpt, config.model_path, log_name(config.log))
-    encoder = None if path is None else inspection.look(path, load_encoder, path)
-    record = None if encoder is None else encoder[1]
+    record = None if path is None else inspection.look(path, read_record, path, config.predict)
     if path is not None and record is not None:
         note_encoder(path, record, ledger)
-    files = look_at_patches(config.data_path, path, record, config.normalisation == "checkpoint", inspection)
+    files = look_at_patches(config.data_path, path, record, config.normalisation == "checkpoint", inspection, config.scene_dir)
     inspection.raise_if_any()
     assert path is not None
     assert record is not None
     assert files is not None
     return path, record, files
+
+
+def read_record(path: Path, predict: bool) -> EncoderRecord:
+    """What a checkpoint says of its encoder, which has to have a head if it is to predict.
+
+    Raises:
+        InputError: It cannot be read, or has no head.
+    """
+    return load_supervised(path)[1] if predict else load_encoder(path)[1]
 
 
 def note_encoder(path: Path, record: EncoderRecord, ledger: Ledger) -> None:
@@ -140,7 +157,12 @@ def note_encoder(path: Path, record: EncoderRecord, ledger: Ledger) -> None:
 
 
 def look_at_patches(
-    data_path: str, checkpoint: Path | None, record: EncoderRecord | None, of_one_scale: bool, inspection: Inspection
+    data_path: str,
+    checkpoint: Path | None,
+    record: EncoderRecord | None,
+    of_one_scale: bool,
+    inspection: Inspection,
+    scene_dir: str | None = None,
 ) -> PatchFiles | None:
     """The patches that an encoder is to embed; by themselves where it is not known.
 
@@ -150,12 +172,13 @@ def look_at_patches(
         record: What it says of itself, or None.
         of_one_scale: Whether the patches must have the encoder's type.
         inspection: Takes the faults.
+        scene_dir: Folder of the scenes, for patches that are windows of them.
     """
     if record is None:
-        return inspection.look(data_path, find_patches, data_path, (), inspection.ledger)
+        return inspection.look(data_path, find_patches, data_path, (), inspection.ledger, scene_dir=scene_dir)
     names = record.normalisation.band_names
     remedy = f"the encoder {checkpoint} reads {', '.join(names)}: embed patches with those bands, or train an encoder on the common ones"
-    files = inspection.look(data_path, find_patches, data_path, names, inspection.ledger, remedy)
+    files = inspection.look(data_path, find_patches, data_path, names, inspection.ledger, remedy, scene_dir)
     if files is not None and of_one_scale:
         inspection.look(data_path, check_scale, record, files.dtype, data_path)
     return files
@@ -188,8 +211,12 @@ def embed_all(job: EmbeddingJob, chunks: Sequence[PatchFiles], folder: Path, led
 
 
 def state_of(chunk: PatchFiles) -> list[Any]:
-    """Which patches a chunk holds, with the size and the time of change of their files."""
-    states = [(geocode, state.st_size, state.st_mtime_ns) for geocode, path in chunk.paths.items() if (state := path.stat())]
+    """Which patches a chunk holds, with the size and the time of change of their files, and what of them is a patch."""
+    states = [
+        (geocode, state.st_size, state.st_mtime_ns, *chunk.windows.get(geocode, ()))
+        for geocode, path in chunk.paths.items()
+        if (state := path.stat())
+    ]
     return [str(chunk.folder), states, chunk.bands]
 
 
@@ -262,24 +289,26 @@ def embed_chunk(job: EmbeddingJob, chunk: PatchFiles) -> ChunkVectors | None:
     patches = read_patches(chunk, normalisation=job.normalisation)
     if not len(patches):
         return None
-    encoder, untrained, view_size = encoders_of(job.checkpoint, job.checkpoint.stat().st_mtime_ns)
+    encoder, untrained, view_size = encoders_of(job.checkpoint, job.checkpoint.stat().st_mtime_ns, job.config.predict)
     fabric, _ = make_fabric(job.config.device, job.config.precision)
     pyramid = build_pyramid(patches, job.normalisation, view_size).to(fabric.device)
     with fabric.autocast():
         vectors = embed(encoder.to(fabric.device), pyramid, view_size, job.config.batch_size)
-        control = embed(untrained.to(fabric.device), pyramid, view_size, job.config.batch_size) if job.config.untrained_control else None
+        is_controlled = job.config.untrained_control and not job.config.predict
+        control = embed(untrained.to(fabric.device), pyramid, view_size, job.config.batch_size) if is_controlled else None
     return ChunkVectors(patches.geocodes, vectors, control, unit_statistics(patches, job.normalisation).astype(np.float32))
 
 
 @lru_cache(maxsize=1)
-def encoders_of(checkpoint: Path, changed_ns: int) -> tuple[nn.Module, nn.Module, int]:
+def encoders_of(checkpoint: Path, changed_ns: int, predict: bool) -> tuple[nn.Module, nn.Module, int]:
     """The encoder of a checkpoint, the same with random weights, and the size of their views; read once for all chunks of a process.
 
     Args:
         checkpoint: Path.
         changed_ns: When the file was written: another file under the same name is read again.
+        predict: Whether the encoder's head is to say what it predicts.
     """
-    encoder, record = load_encoder(checkpoint)
+    encoder, record = load_predictor(checkpoint) if predict else load_encoder(checkpoint)
     untrained, _ = build_backbone(record.resnet, len(record.normalisation.band_names), record.view_size, seed=UNTRAINED_SEED)
     return encoder, untrained.eval(), record.view_size
 

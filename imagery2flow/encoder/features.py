@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor
 from tqdm import tqdm
 
 from imagery2flow.imagery.pyramid import Pyramid
@@ -15,13 +16,15 @@ from imagery2flow.run.errors import is_out_of_memory
 
 
 @torch.inference_mode()
-def embed(encoder: nn.Module, pyramid: Pyramid, view_size: int, batch_size: int) -> np.ndarray:
-    """Features of whole patches: [num_patches, dim]. On a full GPU the batch is halved until it fits, with a message."""
-    num_patches = len(pyramid.height)
-    parts: list[torch.Tensor] = []
+def embed(
+    encoder: Callable[[Tensor], Tensor], pyramid: Pyramid, view_size: int, batch_size: int, patches: Tensor | None = None
+) -> np.ndarray:
+    """Features of whole patches, all or those of some numbers: [num_patches, dim]. On a full GPU the batch is halved until it fits, with a message."""
+    patches = torch.arange(len(pyramid.frames)) if patches is None else patches
+    parts: list[Tensor] = []
     start = 0
-    while start < num_patches:
-        chosen = torch.arange(start, min(start + batch_size, num_patches))
+    while start < len(patches):
+        chosen = patches[start : start + batch_size]
         try:
             parts.append(encoder(embedding_views(pyramid, chosen, view_size)).float())
         except RuntimeError as error:

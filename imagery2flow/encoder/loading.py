@@ -27,15 +27,19 @@ LOADER_THREADS, STEPS_AHEAD = 4, 6
 
 @dataclass(frozen=True)
 class ViewPart:
-    """Two views of each of some patches, not yet made: the first views, then the second; with their pixels where these are brought to the device."""
+    """Views of some patches of a batch, not yet made: their first views, then the second ones if there are any.
+
+    Attributes:
+        drawn: Random numbers of the views.
+        tiles: Their pixels, where these are brought to the device.
+        patches: Numbers of the patches [n].
+        batch: Those of the whole batch, of all processes [N].
+    """
 
     drawn: Drawn
     tiles: list[Tiles] | None
-
-    @property
-    def num_patches(self) -> int:
-        """Patches that are seen twice."""
-        return len(self.drawn.boxes.patch) // 2
+    patches: Tensor
+    batch: Tensor
 
 
 @dataclass(frozen=True)
@@ -54,10 +58,19 @@ class StepJob:
 
 
 class ViewLoader:
-    """Draws, cuts and resamples the views of training steps."""
+    """Draws, cuts and resamples the views of training steps.
 
-    def __init__(self, pyramid: Pyramid, config: ViewConfig, view_size: int, device: torch.device) -> None:
+    Args:
+        pyramid: The patches.
+        config: How views are drawn.
+        view_size: Their side in pixels.
+        device: The encoder's.
+        views_per_patch: Views of each patch in a step.
+    """
+
+    def __init__(self, pyramid: Pyramid, config: ViewConfig, view_size: int, device: torch.device, views_per_patch: int = 2) -> None:
         self.pyramid, self.config, self.view_size, self.device = pyramid, config, view_size, device
+        self.views_per_patch = views_per_patch
 
     @property
     def streams(self) -> bool:
@@ -69,10 +82,14 @@ class ViewLoader:
         return ahead(self.parts, jobs, LOADER_THREADS, STEPS_AHEAD) if self.streams else map(self.parts, jobs)
 
     def parts(self, job: StepJob) -> list[ViewPart]:
-        """Draws two views of every patch of the batch, and takes this process's."""
-        drawn = draw_views(self.pyramid, job.batch.repeat(2), self.config, job.random)  # [2N]
-        own = [drawn.select(torch.cat([places, places + len(job.batch)])) for places in job.mine]
-        return [ViewPart(part, self.cut(part) if self.streams else None) for part in own]
+        """Draws the views of every patch of the batch, and takes this process's."""
+        drawn = draw_views(self.pyramid, job.batch.repeat(self.views_per_patch), self.config, job.random)  # [views_per_patch * N]
+        return [self.part(job.batch, places, drawn) for places in job.mine]
+
+    def part(self, batch: Tensor, places: Tensor, drawn: Drawn) -> ViewPart:
+        """The views of the patches at some places of a batch."""
+        own = drawn.select(torch.cat([places + view * len(batch) for view in range(self.views_per_patch)]))
+        return ViewPart(own, self.cut(own) if self.streams else None, batch[places], batch)
 
     def cut(self, drawn: Drawn) -> list[Tiles]:
         """The pixels that views show, where all pixels are, ready to be sent."""

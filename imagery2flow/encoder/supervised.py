@@ -6,6 +6,7 @@ A class is, for instance, the city that a tile lies in; a target is an index of 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -30,6 +31,7 @@ class Outputs:
         std: Standard deviation likewise; 1 for a constant target.
         column: Column of the labels; empty for targets.
         held_out: Groups (cities) whose patches were kept from training and validation.
+        target_scale: What targets were divided by for the head, which then says o = target / target_scale; None where it says o = (target - mean) / std.
     """
 
     kind: Literal["classes", "targets"]
@@ -38,6 +40,17 @@ class Outputs:
     std: tuple[float, ...] = ()
     column: str = ""
     held_out: tuple[str, ...] = ()
+    target_scale: float | None = None
+
+    @property
+    def offset(self) -> tuple[float, ...]:
+        """Score of each target where the head says 0, in the target's unit."""
+        return self.mean if self.target_scale is None else (0.0,) * len(self.mean)
+
+    @property
+    def scale(self) -> tuple[float, ...]:
+        """By how much the score of each target grows where the head says 1 more."""
+        return self.std if self.target_scale is None else (self.target_scale,) * len(self.std)
 
     def as_plain(self) -> dict[str, Any]:
         """Lists and texts, which load without running code."""
@@ -50,12 +63,13 @@ class Supervised(nn.Module):
     def __init__(self, backbone: nn.Module, dim: int, num_outputs: int, seed: int) -> None:
         super().__init__()
         self.backbone = backbone
+        self.encode: Callable[[Tensor], Tensor] = backbone.forward  # or the same compiled, under the same names of weights
         with seeded(seed):
             self.head = nn.Linear(dim, num_outputs)
 
     def forward(self, views: Tensor) -> tuple[Tensor, Tensor]:
-        """Views [batch, num_bands, size, size] -> features [batch, dim] and logits, or standardised scores, [batch, num_outputs]."""
-        features = self.backbone(views)
+        """Views [batch, num_bands, size, size] -> features [batch, dim] and logits, or scaled scores, [batch, num_outputs]."""
+        features = self.encode(views)
         return features, self.head(features)
 
 
@@ -63,8 +77,23 @@ def as_predictions(raw: Tensor, outputs: Outputs) -> Tensor:
     """Probabilities of the classes, or scores in the targets' units, from what the head gives [batch, num_outputs]."""
     if outputs.kind == "classes":
         return torch.softmax(raw.float(), dim=1)
-    mean, std = (torch.tensor(part, device=raw.device) for part in (outputs.mean, outputs.std))
-    return raw.float() * std + mean
+    offset, scale = (torch.tensor(part, device=raw.device) for part in (outputs.offset, outputs.scale))
+    return raw.float() * scale + offset
+
+
+def outputs_of(content: dict[str, Any]) -> Outputs:
+    """What the head of a checkpoint says, from its content; ``KeyError`` or ``TypeError`` where a part is missing."""
+    stored: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in content["outputs"].items()}
+    return Outputs(**stored)
+
+
+def has_head(path: Path) -> bool:
+    """Whether a checkpoint is of a model that predicts something.
+
+    Raises:
+        InputError: The file is no checkpoint of an encoder.
+    """
+    return "outputs" in load_checkpoint(path)
 
 
 def load_supervised(path: Path) -> tuple[Supervised, EncoderRecord, Outputs]:
@@ -80,9 +109,7 @@ def load_supervised(path: Path) -> tuple[Supervised, EncoderRecord, Outputs]:
             f"encoder checkpoint {path} was trained without labels and predicts nothing; train one with train_img_encoder.py --objective classify or regress"
         )
     try:
-        record = record_of(content)
-        stored: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in content["outputs"].items()}
-        outputs = Outputs(**stored)
+        record, outputs = record_of(content), outputs_of(content)
         backbone, dim = build_backbone(record.resnet, len(record.normalisation.band_names), record.view_size, seed=0)
         model = Supervised(backbone, dim, len(outputs.names), seed=0)
         model.load_state_dict(content["model"])

@@ -4,9 +4,10 @@ Every random number is drawn from (seed, epoch, step), and the learning rate is 
 resumed equals one that was not. Batches and views are drawn as for one process and then divided among the processes: their number changes
 neither, and a run may be resumed with another number.
 
-A batch that is too large for a device goes through the encoder in parts (``--accumulate``) and keeps its negatives: the projections of all parts are made
-without gradients, the loss is taken over all of them, and each part then goes through once more to pass its share of the gradient back (Gao et al. 2021,
-"Scaling deep contrastive learning batch size under memory limited setup"). Batch norm sees the parts.
+What is learned, and from how many views of a patch, is the objective's (``encoder.objectives``, ``encoder.labelled``). A batch that is too large for a device
+goes through the encoder in parts (``--accumulate``). Where its loss is a sum over patches each part passes its gradient back. That of SimCLR keeps all negatives:
+the projections of all parts are made without gradients, the loss is taken over all of them, and each part then goes through once more to pass its share of the
+gradient back (Gao et al. 2021, "Scaling deep contrastive learning batch size under memory limited setup"). Batch norm sees the parts.
 
 Writes ``<model_path>/<log>_img_<total_epoch>.pth`` after every epoch and on SIGTERM, and beside it ``_previous.pth``, ``_best.pth``, ``_metrics.csv`` and
 ``_run.json``. A loss or weights that are no numbers end the run before they reach a checkpoint.
@@ -31,9 +32,11 @@ from imagery2flow.encoder.backbones import build_backbone
 from imagery2flow.encoder.checkpoint import best_path, load_newest, plain, previous_path, save_checkpoint
 from imagery2flow.encoder.compiling import compile_if_faster, is_worth_a_trial
 from imagery2flow.encoder.loading import StepJob, ViewLoader, ViewPart
-from imagery2flow.encoder.objectives import SimCLR, chance_level, feature_spread, nt_xent
+from imagery2flow.encoder.objectives import Contrastive, Objective
+from imagery2flow.encoder.pretrained import load_weights
+from imagery2flow.encoder.validation import Validation
 from imagery2flow.imagery.patchset import PatchSet
-from imagery2flow.imagery.pyramid import build_pyramid
+from imagery2flow.imagery.pyramid import Pyramid, build_pyramid
 from imagery2flow.run.config import EncoderConfig
 from imagery2flow.run.device import generator, has_fused_adam
 from imagery2flow.run.errors import InputError, is_out_of_memory, shown
@@ -45,36 +48,68 @@ from imagery2flow.run.tables import write_table
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-# Purposes of random numbers, as keys of ``run.device.generator``.
-ORDER, VIEWS = 0, 1
-MAY_CHANGE_ON_RESUME = {"resume", "device", "precision", "data_path", "model_path", "log", "patches_on", "compile"}
+VIEWS = 1  # purpose of random numbers, as ``objectives.ORDER``
+# Of labels the content must agree, which is told by its hash.
+MAY_CHANGE_ON_RESUME = {
+    "resume",
+    "device",
+    "precision",
+    "data_path",
+    "model_path",
+    "log",
+    "patches_on",
+    "compile",
+    "labels_path",
+    "scene_dir",
+}
 LOGGED_EPOCHS = 20
 # All processes ask each other whether one of them is to stop: a GPU would have to be waited for at every step.
 STEPS_BETWEEN_QUESTIONS = 8
-SUMS = ("loss", "chance", "spread", "retrieval")
 
 
 def count_batches(num_patches: int, batch_size: int) -> int:
-    """Batches of an epoch: no more than ``batch_size`` asks for, and none of a single patch, which has no negatives."""
+    """Batches of an epoch: no more than ``batch_size`` asks for, and none of a single patch, which has no negatives, and no variance for batch norm."""
     return min(math.ceil(num_patches / batch_size), num_patches // 2)
 
 
 class Trainer:
-    """One run of stage 2: model, optimiser, position and history."""
+    """One run of stage 2: model, optimiser, position and history.
 
-    def __init__(self, config: EncoderConfig, patches: PatchSet, view_size: int, fabric: Fabric, ledger: Ledger) -> None:
+    Args:
+        config: Settings of the stage.
+        patches: What is learned from.
+        view_size: Side of a view in pixels.
+        fabric: Device, precision and processes.
+        ledger: Takes what was decided.
+        objective: What is learned; default SimCLR.
+        validation: Patches that judge an objective with labels after each epoch, or None.
+        weights: Those that the backbone begins with; default random ones.
+    """
+
+    def __init__(
+        self,
+        config: EncoderConfig,
+        patches: PatchSet,
+        view_size: int,
+        fabric: Fabric,
+        ledger: Ledger,
+        objective: Objective | None = None,
+        validation: PatchSet | None = None,
+        weights: dict[str, Tensor] | None = None,
+    ) -> None:
         self.config, self.view_size, self.fabric, self.ledger = config, view_size, fabric, ledger
+        self.objective = objective or Contrastive(config, len(patches), fabric)
         self.path = Path(config.checkpoint)
         self.normalisation = patches.normalisation
         self.num_patches, self.geocodes = len(patches), patches.geocodes
-        pyramid = build_pyramid(patches, patches.normalisation, view_size, allocator(config.patches_on, self.path.parent))
-        if fits_device(pyramid.num_bytes, config.patches_on, fabric.device):
-            pyramid = pyramid.to(fabric.device)
-        self.loader = ViewLoader(pyramid, config.views, view_size, fabric.device)
+        pyramid = self.place_pixels(patches)
+        self.loader = ViewLoader(pyramid, config.views, view_size, fabric.device, self.objective.views_per_patch)
         if self.loader.streams:
             ledger.note(f"pixels ({pyramid.num_bytes / 1e9:.1f} GB) stay off the device: each step's crops are sent to it")
         backbone, dim = build_backbone(config.resnet, len(self.normalisation.band_names), view_size, config.seed)
-        model: nn.Module = SimCLR(backbone, dim, config.projection_dim, config.seed + 1)
+        if weights is not None:
+            load_weights(backbone, weights, config.init)
+        model = self.objective.build_model(backbone, dim)
         if fabric.world_size > 1 and fabric.device.type == "cuda":
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         if config.resnet != "vit_l_16":
@@ -83,12 +118,23 @@ class Trainer:
         optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=fused)
         self.model, self.optimizer = fabric.setup(model, optimizer)
         self.epoch, self.step = 0, 0
-        self.sums = torch.zeros(len(SUMS), device=fabric.device)  # read once an epoch: reading waits for the device
+        self.validation = (
+            None
+            if validation is None
+            else Validation(self.place_pixels(validation), view_size, config.batch_size // config.accumulate, fabric)
+        )
+        self.sums = torch.zeros(len(self.objective.measures), device=fabric.device)  # read once an epoch: reading waits for the device
         # Steps of the epoch before the first whose loss is no number, counted on the device.
         self.is_finite, self.num_finite = torch.ones((), device=fabric.device), torch.zeros((), device=fabric.device)
         self.first_step = 0  # of the epoch in this process
         self.is_between_epochs = False  # whether the newest checkpoint is that of a whole epoch
         self.history: list[dict[str, float]] = []
+
+    def place_pixels(self, patches: PatchSet) -> Pyramid:
+        """The patches with those of coarser resolutions, on the device where they fit."""
+        config = self.config
+        pyramid = build_pyramid(patches, self.normalisation, self.view_size, allocator(config.patches_on, self.path.parent))
+        return pyramid.to(self.fabric.device) if fits_device(pyramid.num_bytes, config.patches_on, self.fabric.device) else pyramid
 
     def resume(self) -> None:
         """Continues from the run's newest checkpoint that is whole, if there is one.
@@ -99,8 +145,8 @@ class Trainer:
         content = load_newest(self.path, self.ledger)
         if content is None:
             return
-        settings = {**dataclasses.asdict(self.config), "normalisation": plain(self.normalisation)}
-        stored = {**content["config"], "normalisation": content["normalisation"]}
+        settings = {**dataclasses.asdict(self.config), "normalisation": plain(self.normalisation), **labels_hash(self.objective.content)}
+        stored = {**content["config"], "normalisation": content["normalisation"], **labels_hash(content)}
         changed = [name for name in settings if name in stored and name not in MAY_CHANGE_ON_RESUME and stored[name] != settings[name]]
         if changed:
             listing = "; ".join(f"{name} {stored[name]} there, {settings[name]} now" for name in changed)
@@ -110,7 +156,7 @@ class Trainer:
         self.model.load_state_dict(content["model"])
         self.optimizer.load_state_dict(content["optimizer"])
         self.epoch, self.step, self.history = content["epoch"], content["step"], content["history"]
-        self.sums = torch.tensor([content["sums"][name] for name in SUMS], device=self.fabric.device)
+        self.sums = torch.tensor([content["sums"][name] for name in self.objective.measures], device=self.fabric.device)
         self.is_between_epochs = self.step == 0
         self.keep_best()
         self.write_metrics()  # a run that was killed may have been so just before it
@@ -165,16 +211,19 @@ class Trainer:
             group["lr"] = learning_rate(self.config, self.epoch)
         batches = self.batches()
         self.first_step, self.is_finite, self.num_finite = self.step, torch.ones_like(self.is_finite), torch.zeros_like(self.num_finite)
-        for batch, parts in zip(batches[self.step :], self.loader.steps(self.jobs(batches, self.step)), strict=True):
-            self.train_step(len(batch), parts)
+        for parts in self.loader.steps(self.jobs(batches, self.step)):
+            self.train_step(parts)
             self.step += 1
             if self.any_process(termination.raised):
                 self.check_finite()
                 self.save()
                 raise Terminated(f"{self.path} holds epoch {self.epoch}, step {self.step}; the same command goes on")
         self.check_finite()
-        mean = dict(zip(SUMS, (self.sums / len(batches)).tolist(), strict=True))
-        row = {"epoch": self.epoch + 1, "lr": learning_rate(self.config, self.epoch), **mean}
+        means = self.sums / sum(self.objective.weight(batch) for batch in batches)
+        row = {"epoch": self.epoch + 1, "lr": learning_rate(self.config, self.epoch)}
+        row |= dict(zip(self.objective.measures, means.tolist(), strict=True))
+        if self.validation is not None:
+            row |= self.objective.judge(self.validation.outputs(self.model.module))
         self.history.append(row)
         self.epoch, self.step, self.sums = self.epoch + 1, 0, torch.zeros_like(self.sums)
 
@@ -187,74 +236,65 @@ class Trainer:
         return bool(self.all_reduce(torch.tensor(float(raised), device=self.fabric.device), "sum") > 0)
 
     def batches(self) -> list[Tensor]:
-        """This epoch's batches of patch numbers, in random order: each patch once, the sizes equal but for one patch.
+        """This epoch's batches of patch numbers, in random order, the sizes equal but for one patch.
 
         A batch holds at most ``batch_size`` patches; with an odd number of patches and a ``batch_size`` of 2, one batch holds three.
         """
-        order = torch.randperm(self.num_patches, generator=generator(self.config.seed, ORDER, self.epoch))
-        return list(torch.tensor_split(order, count_batches(self.num_patches, self.config.batch_size)))
+        return list(torch.tensor_split(self.objective.order(self.epoch), count_batches(self.num_patches, self.config.batch_size)))
 
     def jobs(self, batches: list[Tensor], first: int) -> Iterator[StepJob]:
         """What the epoch's steps from the ``first`` are made from; this process takes its share of each batch, in parts."""
         for step in range(first, len(batches)):
-            rank, shares = self.fabric.global_rank, self.shares(len(batches[step]))
-            mine = torch.arange(sum(shares[:rank]), sum(shares[: rank + 1]))
+            places = torch.arange(len(batches[step]))
+            mine = torch.tensor_split(places, self.fabric.world_size)[self.fabric.global_rank]
             random = generator(self.config.seed, VIEWS, self.epoch, step)
             yield StepJob(batches[step], list(torch.tensor_split(mine, self.config.accumulate)), random)
 
-    def shares(self, num_patches: int) -> list[int]:
-        """Patches of a batch that each process takes."""
-        return [len(part) for part in torch.tensor_split(torch.arange(num_patches), self.fabric.world_size)]
-
-    def train_step(self, num_patches: int, parts: list[ViewPart]) -> None:
-        """One step on two random views of each patch of a batch, of which this process has its share."""
+    def train_step(self, parts: list[ViewPart]) -> None:
+        """One step on random views of a batch of patches, of which this process has its share, in parts."""
         self.optimizer.zero_grad()
-        features, loss, retrieval = self.whole_step(num_patches, parts[0]) if len(parts) == 1 else self.step_in_parts(num_patches, parts)
+        measured = self.step_by_part(parts) if self.objective.is_sum or len(parts) == 1 else self.step_over_parts(parts)
         self.optimizer.step()
-        measured = torch.stack([loss.detach(), feature_spread(features), retrieval])
         if self.fabric.world_size > 1:
             measured = self.all_reduce(measured, "mean")
-        chance = torch.full((1,), chance_level(num_patches), device=measured.device)
-        self.sums += torch.cat([measured[:1], chance, measured[1:]])
+        self.sums += measured * self.objective.weight(parts[0].batch)
         self.is_finite = self.is_finite * measured.isfinite().all()
         self.num_finite = self.num_finite + self.is_finite
 
-    def whole_step(self, num_patches: int, part: ViewPart) -> tuple[Tensor, Tensor, Tensor]:
-        """Passes the gradient of all views back at once; returns features, loss and retrieval."""
-        features, projected = self.model(self.loader.views(part))  # [2n, dim], [2n, projection_dim]
-        loss, retrieval = self.contrast(num_patches, *projected.chunk(2))
-        self.fabric.backward(loss)
-        return features, loss, retrieval
+    def step_by_part(self, parts: list[ViewPart]) -> Tensor:
+        """Passes the gradient of each part back; returns what was measured, the loss first [num_measures]."""
+        measured = torch.zeros_like(self.sums)
+        for number, part in enumerate(parts, start=1):
+            with self.fabric.no_backward_sync(self.model, enabled=number < len(parts)):
+                features, outputs = self.model(self.loader.views(part))  # [views_per_patch * n, dim], [views_per_patch * n, num_outputs]
+                loss, others = self.objective.loss(features, outputs, part.patches, part.batch)
+                self.fabric.backward(loss)
+            measured += torch.cat([loss.detach()[None], others])
+        return measured
 
-    def step_in_parts(self, num_patches: int, parts: list[ViewPart]) -> tuple[Tensor, Tensor, Tensor]:
-        """Passes the same gradient back part by part; returns features, loss and retrieval."""
+    def step_over_parts(self, parts: list[ViewPart]) -> Tensor:
+        """Passes the gradient of a loss over all parts back part by part; returns what was measured, the loss first [num_measures]."""
+        views = self.objective.views_per_patch
         with torch.no_grad(), kept_buffers(self.model):
-            features, projected = zip(*(self.model(self.loader.views(part)) for part in parts), strict=True)
-        first, second = (torch.cat(half).requires_grad_() for half in zip(*(part.chunk(2) for part in projected), strict=True))
-        loss, retrieval = self.contrast(num_patches, first, second)
+            features, outputs = zip(*(self.model(self.loader.views(part)) for part in parts), strict=True)
+        by_view = zip(*(part.chunk(views) for part in outputs), strict=True)
+        together = torch.cat([torch.cat(view) for view in by_view]).requires_grad_()  # [views_per_patch * n, num_outputs], as of one part
+        patches = torch.cat([part.patches for part in parts])
+        loss, others = self.objective.loss(torch.cat(features), together, patches, parts[0].batch)
         self.fabric.backward(loss)
-        assert first.grad is not None and second.grad is not None
-        sizes = [part.num_patches for part in parts]
-        gradients = [torch.cat(pair) for pair in zip(first.grad.split(sizes), second.grad.split(sizes), strict=True)]
+        assert together.grad is not None
+        sizes = [len(part.patches) for part in parts]
+        gradients = zip(*(view.split(sizes) for view in together.grad.chunk(views)), strict=True)
         for number, (part, gradient) in enumerate(zip(parts, gradients, strict=True), start=1):
             with self.fabric.no_backward_sync(self.model, enabled=number < len(parts)):
-                self.fabric.backward(self.model(self.loader.views(part))[1], gradient=gradient)
-        return torch.cat(features), loss, retrieval
+                self.fabric.backward(self.model(self.loader.views(part))[1], gradient=torch.cat(gradient))
+        return torch.cat([loss.detach()[None], others])
 
     def trial_pass(self, views: Tensor) -> None:
         """Runs the model forward and backward, and leaves no trace."""
         with kept_buffers(self.model):
             self.fabric.backward(self.model(views)[1].square().mean())
         self.optimizer.zero_grad()
-
-    def contrast(self, num_patches: int, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-        """NT-Xent of this process's projections, and the share that finds its partner."""
-        gather = self.gather if self.fabric.world_size > 1 else None
-        return nt_xent(first, second, self.config.temperature, gather, self.fabric.global_rank, self.shares(num_patches))
-
-    def gather(self, local: Tensor) -> Tensor:
-        """All processes' tensors, with gradients: [...] -> [world_size, ...]."""
-        return cast("Tensor", self.fabric.all_gather(local, sync_grads=True))
 
     def all_reduce(self, local: Tensor, operation: str) -> Tensor:
         """Sum or mean of all processes' tensors."""
@@ -286,9 +326,10 @@ class Trainer:
         position: dict[str, Any] = {
             "epoch": self.epoch,
             "step": self.step,
-            "sums": dict(zip(SUMS, self.sums.tolist(), strict=True)),
+            "sums": dict(zip(self.objective.measures, self.sums.tolist(), strict=True)),
             "history": self.history,
             "view_size": self.view_size,
+            **self.objective.content,
         }
         save_checkpoint(self.path, model, self.optimizer, self.config, position, self.normalisation)
         self.is_between_epochs = self.step == 0
@@ -301,8 +342,8 @@ class Trainer:
             write_table(metrics_path(self.config), pd.DataFrame(self.history))
 
     def keep_best(self) -> None:
-        """Keeps the newest checkpoint as that of the lowest loss, if it is (first process only)."""
-        losses = [row["loss"] for row in self.history]
+        """Keeps the newest checkpoint as that of the lowest validation loss, or training loss where there is no other, if it is (first process only)."""
+        losses = [row.get("validation_loss", row["loss"]) for row in self.history]
         if (
             self.fabric.is_global_zero
             and self.is_between_epochs
@@ -316,11 +357,8 @@ class Trainer:
         every = max(1, self.config.total_epoch // LOGGED_EPOCHS)
         if self.epoch % every and self.epoch not in (1, self.config.total_epoch):
             return
-        row = self.history[-1]
-        self.ledger.say(
-            f"epoch {self.epoch}/{self.config.total_epoch}: loss {row['loss']:.3f} (chance {row['chance']:.3f}), partner found {row['retrieval']:.0%}, "
-            f"feature spread {row['spread']:.2f} (0 is collapsed), {self.num_patches / seconds:.0f} patches/s"
-        )
+        described = self.objective.describe(self.history[-1])
+        self.ledger.say(f"epoch {self.epoch}/{self.config.total_epoch}: {described}, {self.num_patches / seconds:.0f} patches/s")
 
 
 @contextmanager
@@ -335,9 +373,14 @@ def kept_buffers(model: nn.Module) -> Iterator[None]:
 
 
 def metrics_path(config: EncoderConfig) -> Path:
-    """Table of the run's epochs: epoch, lr, loss, chance, spread, retrieval."""
+    """Table of the run's epochs: epoch, lr, and what the objective measures."""
     checkpoint = Path(config.checkpoint)
     return checkpoint.with_name(checkpoint.stem + "_metrics.csv")
+
+
+def labels_hash(content: dict[str, Any]) -> dict[str, str]:
+    """What tells labels from others, of a checkpoint's content, as a setting."""
+    return {"labels": content.get("labels_sha256", "none")[:12]}
 
 
 def learning_rate(config: EncoderConfig, epoch: int) -> float:

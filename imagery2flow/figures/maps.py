@@ -23,7 +23,7 @@ from imagery2flow.flows import metrics
 from imagery2flow.flows.table import note_numeric_ids
 from imagery2flow.imagery.scene import Scene, open_scene
 from imagery2flow.imagery.units import read_units, to_scene_crs
-from imagery2flow.run.config import MapConfig
+from imagery2flow.run.config import FlowMapConfig
 from imagery2flow.run.errors import Faults, InputError, first_sentence, shown
 from imagery2flow.run.files import check_output_folder, save_figure
 from imagery2flow.run.stage import Ledger
@@ -38,7 +38,7 @@ SUFFIXES = (".png", ".pdf", ".svg")
 PREDICTION_COLUMNS = ("h_geocode", "w_geocode", "count", "prediction")
 
 
-def draw_map(config: MapConfig, ledger: Ledger) -> Path:
+def draw_map(config: FlowMapConfig, ledger: Ledger) -> Path:
     """Draws the imagery, the observed and the predicted flows of a region; returns the path of the run file.
 
     Raises:
@@ -89,7 +89,7 @@ def read_predictions(path: str, geocodes: pd.Index, ledger: Ledger) -> pd.DataFr
     return table
 
 
-def check_same_place(scene: Scene, outlines: gpd.GeoSeries, config: MapConfig) -> None:
+def check_same_place(scene: Scene, outlines: gpd.GeoSeries, config: FlowMapConfig) -> None:
     """Refuses units beside the scene, which a map of both cannot show.
 
     Raises:

@@ -85,5 +85,5 @@ FIGURES = (
         intensities,
     ),
     ReportFigure("Training of the flow network: its loss, and how well it predicts the validation pairs", flow_training),
-    ReportFigure("Training of the image encoder without labels", encoder_training),
+    ReportFigure("Training of the image encoder", encoder_training),
 )

@@ -17,6 +17,7 @@ import pandas as pd
 
 from imagery2flow.encoder.checkpoint import EncoderRecord, find_checkpoint, load_encoder
 from imagery2flow.encoder.embeddings import look_at_patches, note_encoder
+from imagery2flow.encoder.labels import read_labels
 from imagery2flow.flows.graph import read_distances
 from imagery2flow.flows.prediction import look_at_fit
 from imagery2flow.flows.record import FlowRecord, load_record
@@ -148,7 +149,7 @@ def look_at_imagery(config: CheckConfig, place: Place, parts: PlaceParts, encode
             estimate_patches(config, scenes, num_pixels, inspection)
     for folder in config.patch_folders(place.region):
         path, record = (None, None) if encoder is None else (encoder.path, encoder.record)
-        files = look_at_patches(folder, path, record, True, inspection)
+        files = look_at_patches(folder, path, record, True, inspection, config.scene_dir)
         if files is None:
             continue
         inspection.add(
@@ -156,6 +157,8 @@ def look_at_imagery(config: CheckConfig, place: Place, parts: PlaceParts, encode
             "ok",
             f"{len(files.paths):,} patches of {', '.join(files.names)} ({files.dtype}), {sum(files.num_pixels.values()):,} pixels",
         )
+        if config.label_column or config.target_column:  # the fold that is held out is another with another seed, which no fault depends on
+            inspection.look(folder, read_labels, config, folder, list(files.paths), 0, None, inspection.ledger)
         foreign = [] if parts.units is None else sorted(set(files.paths) - set(parts.units.index))
         if foreign:
             inspection.add(

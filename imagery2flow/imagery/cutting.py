@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +29,8 @@ from imagery2flow.run.files import replacing
 from imagery2flow.run.parallel import available_cores, check_shared_folder, each_chunk
 from imagery2flow.run.stage import Ledger
 
-WRITTEN, OUTSIDE, ALL_NODATA, TOO_FEW_VALID = "written", "outside every scene", "all nodata", "below --min_valid"
+WRITTEN, WINDOW, OUTSIDE, ALL_NODATA, TOO_FEW_VALID = "written", "window", "outside every scene", "all nodata", "below --min_valid"
+USABLE = (WRITTEN, WINDOW)
 WINDOW_COLUMNS = ("column_offset", "row_offset", "width", "height")
 # A few chunks per process keep all of them busy to the end; each costs a second decoding of the blocks on its border.
 CHUNKS_PER_WORKER = 4
@@ -47,21 +50,32 @@ class Candidate:
 
 @dataclass(frozen=True)
 class CutTask:
-    """One unit and the scenes that it lies on."""
+    """One unit and the scenes that it lies on; of a tile also the pixels that are counted with it (``units.Tile``)."""
 
     geocode: str
     candidates: tuple[Candidate, ...]
+    counted: Window | None = None
 
 
 @dataclass(frozen=True)
 class CutOptions:
-    """What is the same for every unit of a run."""
+    """What is the same for every unit of a run.
+
+    Attributes:
+        folder: Where patches and the journal go.
+        prefix: What the patches' names begin with.
+        all_touched: Whether pixels that an outline touches belong to the unit.
+        keep_surroundings: Whether pixels around the unit stay.
+        min_valid: Smallest share of valid pixels.
+        windows_of: Folder of the scenes whose tiles stay windows of them; None where patches are written.
+    """
 
     folder: Path
     prefix: str
     all_touched: bool
     keep_surroundings: bool
     min_valid: float
+    windows_of: Path | None = None
 
 
 def cut_all(
@@ -126,12 +140,50 @@ def cut_chunk(tasks: Sequence[CutTask], scenes: Sequence[Scene], options: CutOpt
     reader, results = SceneReader(scenes), []
     try:
         with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True, GDAL_CACHEMAX=BLOCK_CACHE_BYTES), open_journal(options.folder) as journal:
-            for task in tasks:
-                results.append(cut_unit(task, reader, options))
-                note_in_journal(journal, results[-1])
+            for result in (
+                look_at_tiles(tasks, reader, options) if options.windows_of else (cut_unit(task, reader, options) for task in tasks)
+            ):
+                results.append(result)
+                note_in_journal(journal, result)
     finally:
         reader.close()
     return results
+
+
+def look_at_tiles(tasks: Sequence[CutTask], reader: SceneReader, options: CutOptions) -> Iterator[CutResult]:
+    """Measures tiles that stay windows of their scenes; those of one row are read at once, so that pixels that they share are read once."""
+
+    def row_of_tiles(task: CutTask) -> tuple[int, int, int]:
+        candidate = task.candidates[0]
+        return candidate.scene_number, candidate.window.row_off, candidate.window.height
+
+    def place(task: CutTask) -> tuple[int, int, int, int]:
+        return *row_of_tiles(task), task.candidates[0].window.col_off
+
+    for (number, first_row, height), group in groupby(sorted(tasks, key=place), row_of_tiles):
+        row = list(group)
+        first, last = row[0].candidates[0].window, row[-1].candidates[0].window
+        strip = Window(first.col_off, first_row, last.col_off + last.width - first.col_off, height)
+        values, valid = reader.read(number, strip)
+        for task in row:
+            yield measure_tile(task, values, valid, strip, reader.scenes[number], options)
+
+
+def measure_tile(task: CutTask, values: np.ndarray, valid: np.ndarray, strip: Window, scene: Scene, options: CutOptions) -> CutResult:
+    """What becomes of a tile in a strip of its scene: values [num_bands, height, width] and valid [height, width]."""
+    window = task.candidates[0].window
+    inside, counted = slices_in(window, strip), slices_in(task.counted or window, strip)
+    share = float(np.count_nonzero(valid[inside]) / (window.width * window.height))
+    sums = band_sums(values[:, *counted], valid[counted])
+    status = ALL_NODATA if share == 0 else TOO_FEW_VALID if share < options.min_valid else WINDOW
+    path = os.path.relpath(scene.path, options.windows_of) if status == WINDOW else None
+    return CutResult(manifest_row(task.geocode, status, window, scene, share)._replace(path=path), sums)
+
+
+def slices_in(window: Window, strip: Window) -> tuple[slice, slice]:
+    """Rows and columns of a window in the arrays of a strip that holds it."""
+    row, column = window.row_off - strip.row_off, window.col_off - strip.col_off
+    return slice(row, row + window.height), slice(column, column + window.width)
 
 
 def cut_unit(task: CutTask, reader: SceneReader, options: CutOptions) -> CutResult:

@@ -27,7 +27,7 @@ from rasterio.windows import Window
 from tqdm import tqdm
 
 from imagery2flow.imagery.cutting import BLOCK_CACHE_BYTES, CutTask, pixels_of, reading_order
-from imagery2flow.imagery.patches import WELL_COVERED, describe_scene, nodata_text, units_on_scenes
+from imagery2flow.imagery.patches import WELL_COVERED, describe_scenes, nodata_text, units_on_scenes
 from imagery2flow.imagery.scene import Scene, SceneReader, open_scene
 from imagery2flow.imagery.units import check_polygons, crs_name, read_units
 from imagery2flow.run.earth import graticule_areas_m2
@@ -84,7 +84,7 @@ def count_land_cover(
     check_polygons(units, "land cover", units_path)
     rasters = [open_classes(path, nodata, allow_remote) for path in paths]
     for raster in rasters:
-        describe_scene(raster, ledger)
+        describe_scenes([raster], ledger)
     note_distortion(rasters, units, ledger)
     tasks = reading_order(units_on_scenes(units, rasters, ledger, units_path), rasters)
     reader = SceneReader(rasters)

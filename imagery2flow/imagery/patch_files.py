@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import rasterio
+from affine import Affine
+from rasterio.crs import CRS
 from rasterio.enums import MaskFlags
 from rasterio.errors import RasterioIOError
 from tqdm import tqdm
 
-from imagery2flow.imagery.cutting import WRITTEN
+from imagery2flow.imagery.cutting import USABLE, WINDOW, WRITTEN
 from imagery2flow.imagery.patches import read_manifest
 from imagery2flow.imagery.patchset import Normalisation, PatchSet, measure
-from imagery2flow.imagery.scene import choose_bands, imagery_bands
+from imagery2flow.imagery.scene import IMAGE_SUFFIXES, choose_bands, imagery_bands
+from imagery2flow.imagery.windows import (
+    LONGEST_SIDE,
+    ImagePlan,
+    SceneSettings,
+    TileWindow,
+    plan_images,
+    read_images,
+    scene_paths,
+    scene_settings,
+    tile_windows,
+)
 from imagery2flow.run.errors import BandError, InputError, MissingInputError, TableError, first_sentence, shown
 from imagery2flow.run.geofiles import inside, open_raster, raster_env
 from imagery2flow.run.memory import Allocate
@@ -24,8 +37,6 @@ from imagery2flow.run.stage import Ledger
 from imagery2flow.run.unfinished import unfinished_folders
 
 CHOOSE_BANDS = "choose among them with --bands"
-LONGEST_SIDE = 1 << 20  # pixels of a patch; what is longer is a damaged manifest
-IMAGE_SUFFIXES = {".tif", ".tiff", ".png", ".jpg", ".jpeg", ".vrt"}
 
 
 @dataclass(frozen=True)
@@ -33,13 +44,15 @@ class PatchFiles:
     """Patches that are still on disk.
 
     Attributes:
-        folder: Where they are.
-        paths: File of each patch by its id, sorted by id.
+        folder: Where they are, or the manifest that names them.
+        paths: File of each patch by its id, sorted by id; of a tile that stays a window, its scene.
         num_pixels: Pixels of each patch by its id.
         bands: 1-based numbers of the bands to read.
         names: Their names.
         all_bands: Whether every patch must have these bands and no other.
         dtype: NumPy type of the pixels.
+        windows: What of its scene a tile shows, and its split, by its id; empty where every patch is a file of its own.
+        scenes: How those scenes are read; None where every patch is a file of its own.
     """
 
     folder: Path
@@ -49,11 +62,15 @@ class PatchFiles:
     names: tuple[str, ...]
     all_bands: bool
     dtype: str
+    windows: dict[str, TileWindow] = field(default_factory=dict)
+    scenes: SceneSettings | None = None
 
     def select(self, geocodes: Sequence[str]) -> PatchFiles:
         """Some of them."""
         chosen = {geocode: self.paths[geocode] for geocode in geocodes}
-        return replace(self, paths=chosen, num_pixels={geocode: self.num_pixels[geocode] for geocode in geocodes})
+        num_pixels = {geocode: self.num_pixels[geocode] for geocode in geocodes}
+        windows = {geocode: self.windows[geocode] for geocode in geocodes} if self.windows else {}
+        return replace(self, paths=chosen, num_pixels=num_pixels, windows=windows)
 
     def absolute(self) -> PatchFiles:
         """The same for processes that began in another folder."""
@@ -97,15 +114,31 @@ def note_patches(files: PatchFiles, with_pixels: Iterable[str], ledger: Ledger) 
     ledger.leave_out("patches without a valid pixel", empty)
 
 
-def find_patches(data_path: str, bands: Sequence[str], ledger: Ledger, remedy: str = CHOOSE_BANDS) -> PatchFiles:
-    """Finds the patches of a folder and the bands to read; as ``load_patches``."""
+def find_patches(
+    data_path: str, bands: Sequence[str], ledger: Ledger, remedy: str = CHOOSE_BANDS, scene_dir: str | None = None
+) -> PatchFiles:
+    """Finds the patches of a folder and the bands to read; as ``load_patches``. Tiles that are windows of scenes need the folder of those."""
     folder = Path(data_path)
+    if (folder / "manifest.csv").is_file() and (read_manifest(folder).status == WINDOW).any():
+        return find_windows(folder, bands, ledger, remedy, scene_dir)
     paths = find_paths(folder, ledger)
     first = next(iter(paths.values()))
     chosen, names, all_bands = choose_patch_bands(first, bands, ledger, remedy)
     with open_patch(first) as patch:
         dtype = patch.dtypes[chosen[0] - 1]
     return PatchFiles(folder, paths, patch_sizes(folder, paths), tuple(chosen), names, all_bands, dtype)
+
+
+def find_windows(folder: Path, bands: Sequence[str], ledger: Ledger, remedy: str, scene_dir: str | None) -> PatchFiles:
+    """Finds tiles that are windows of scenes; as ``find_patches``."""
+    rows = listed_patches(folder, ledger)
+    settings = scene_settings(folder)
+    paths, windows = scene_paths(rows, folder, scene_dir), tile_windows(rows, folder)
+    available = dict(enumerate(settings.bands, start=1))
+    chosen = choose_bands(without_count(bands, available, folder), available, f"patches {folder}", remedy)
+    num_pixels = {geocode: window.width * window.height for geocode, window in windows.items()}
+    names = tuple(available[number] for number in chosen)
+    return PatchFiles(folder, paths, num_pixels, tuple(chosen), names, not bands, settings.dtype, windows, settings)
 
 
 def read_patches(files: PatchFiles, allocate: Allocate = np.empty, normalisation: Normalisation | None = None) -> PatchSet:
@@ -120,28 +153,90 @@ def read_patches(files: PatchFiles, allocate: Allocate = np.empty, normalisation
         BandError: Bands or types differ between patches.
         InputError: A file is damaged, or is not what the manifest says.
     """
-    size = sum(files.num_pixels[geocode] for geocode in files.paths)
+    plans = plan_images(files.paths, files.windows) if files.windows else []
+    size = (
+        sum(plan.window.width * plan.window.height for plan in plans)
+        if plans
+        else sum(files.num_pixels[geocode] for geocode in files.paths)
+    )
     table, table_valid = allocate((size, len(files.bands)), np.dtype(files.dtype)), allocate((size,), np.dtype(bool))
-    shapes: dict[str, tuple[int, ...]] = {}
+    shapes: list[tuple[int, ...]] = []
+    frames: dict[str, tuple[int, ...]] = {}
     end = 0
-    for geocode, path in tqdm(files.paths.items(), desc="read patches", unit="patch", disable=None, leave=False):
-        values, valid = read_patch(path, files.bands, files.names, files.all_bands)
-        if values.dtype.name != files.dtype:
-            raise BandError(
-                f"patch {path} holds {values.dtype.name} but the patches before it {files.dtype}; bring all to one type and scale"
-            )
-        if valid.size != files.num_pixels[geocode]:
-            said = files.num_pixels[geocode]
-            raise InputError(f"patch {path} has {valid.size:,} pixels but manifest.csv says {said:,}; run img_preprocessing.py again")
-        if valid.any():
-            shapes[geocode] = valid.shape
+    for found, values, valid in read_framed(files, plans):
+        with_pixels = {geocode: frame for geocode, frame in found.items() if valid[frame.rows, frame.columns].any()}
+        if with_pixels:
+            frames |= {geocode: (len(shapes), *frame.corner_and_size) for geocode, frame in with_pixels.items()}
+            shapes.append(valid.shape)
             rows = slice(end, end + valid.size)
             table[rows], table_valid[rows] = values.reshape(len(files.bands), -1).T, valid.reshape(-1)  # [height * width, num_bands]
             end += valid.size
-    height, width = np.array([*shapes.values()], dtype=np.int64).reshape(-1, 2).T
+    height, width = np.array(shapes, dtype=np.int64).reshape(-1, 2).T
     first_pixel = np.cumsum(height * width) - height * width
     normalisation = normalisation or measure(table[:end], table_valid[:end], files.names)
-    return PatchSet(tuple(shapes), table[:end], table_valid[:end], first_pixel, height, width, normalisation)
+    geocodes = sorted(frames)
+    placed = np.array([frames[geocode] for geocode in geocodes], dtype=np.int64).reshape(-1, 5)
+    return PatchSet(tuple(geocodes), table[:end], table_valid[:end], first_pixel, height, width, normalisation, placed)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A patch within an image, in pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+    @property
+    def rows(self) -> slice:
+        """Its rows of the image."""
+        return slice(self.top, self.top + self.height)
+
+    @property
+    def columns(self) -> slice:
+        """Its columns of the image."""
+        return slice(self.left, self.left + self.width)
+
+    @property
+    def corner_and_size(self) -> tuple[int, int, int, int]:
+        """Top, left, height, width."""
+        return self.top, self.left, self.height, self.width
+
+
+def read_framed(files: PatchFiles, plans: Sequence[ImagePlan]) -> Iterator[tuple[dict[str, Frame], np.ndarray, np.ndarray]]:
+    """Reads the images of patches: the frame of each patch in it, values [num_bands, height, width] and valid [height, width]."""
+    if files.scenes is None:
+        for geocode, path in tqdm(files.paths.items(), desc="read patches", unit="patch", disable=None, leave=False):
+            values, valid = read_whole_patch(files, geocode, path)
+            yield {geocode: Frame(0, 0, *valid.shape)}, values, valid
+        return
+    bar = tqdm(plans, desc="read scenes", unit="image", disable=None, leave=False)
+    for plan, values, valid in read_images(bar, files.scenes, files.names):
+        windows = {geocode: files.windows[geocode] for geocode in plan.geocodes}
+        yield (
+            {
+                geocode: Frame(window.row - plan.window.row_off, window.column - plan.window.col_off, window.height, window.width)
+                for geocode, window in windows.items()
+            },
+            *in_single_precision(values, valid),
+        )
+
+
+def read_whole_patch(files: PatchFiles, geocode: str, path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Reads a patch that is a file: values [num_bands, height, width] and valid [height, width].
+
+    Raises:
+        BandError: Its type differs from that of the others.
+        InputError: It is damaged, or is not what the manifest says.
+    """
+    values, valid = read_patch(path, files.bands, files.names, files.all_bands)
+    if values.dtype.name != files.dtype:
+        raise BandError(f"patch {path} holds {values.dtype.name} but the patches before it {files.dtype}; bring all to one type and scale")
+    if valid.size != files.num_pixels[geocode]:
+        said = files.num_pixels[geocode]
+        raise InputError(f"patch {path} has {valid.size:,} pixels but manifest.csv says {said:,}; run img_preprocessing.py again")
+    return values, valid
 
 
 def patch_sizes(folder: Path, paths: dict[str, Path]) -> dict[str, int]:
@@ -172,17 +267,7 @@ def find_paths(folder: Path, ledger: Ledger) -> dict[str, Path]:
             f"--data_path {folder} is no folder; name the one that img_preprocessing.py wrote, <output_tif_dir>/<region>/<tag>_<year>"
         )
     if (folder / "manifest.csv").is_file():
-        manifest = read_manifest(folder)
-        ledger.reads(folder / "manifest.csv")
-        ledger.leave_out("units without a patch", manifest.geocode[manifest.status != WRITTEN])
-        written = manifest[manifest.status == WRITTEN].sort_values("geocode")
-        if written[["geocode", "path"]].isna().any(axis=None):
-            raise TableError(f"{folder}/manifest.csv has written patches without a unit or a path; run img_preprocessing.py again")
-        repeated = written.geocode[written.geocode.duplicated()]
-        if len(repeated):
-            raise TableError(
-                f"{folder}/manifest.csv names {len(repeated)} units more than once ({shown(repeated)}); run img_preprocessing.py again, or keep one row each"
-            )
+        written = listed_patches(folder, ledger)
         named = zip(written.geocode, written.path.fillna(""), strict=True)
         paths = {geocode: inside(folder, name, f"{folder}/manifest.csv") for geocode, name in named}
         gone = [str(path) for path in paths.values() if not path.is_file()]
@@ -208,6 +293,27 @@ def find_paths(folder: Path, ledger: Ledger) -> dict[str, Path]:
     return paths
 
 
+def listed_patches(folder: Path, ledger: Ledger) -> pd.DataFrame:
+    """Rows of the manifest that have a patch, sorted by id; the ledger takes the others.
+
+    Raises:
+        TableError: Ids or paths are absent or repeated.
+    """
+    manifest = read_manifest(folder)
+    ledger.reads(folder / "manifest.csv")
+    has_patch = manifest.status.isin(USABLE)
+    ledger.leave_out("units without a patch", manifest.geocode[~has_patch])
+    written = manifest[has_patch].sort_values("geocode")
+    if written[["geocode", "path"]].isna().any(axis=None):
+        raise TableError(f"{folder}/manifest.csv has written patches without a unit or a path; run img_preprocessing.py again")
+    repeated = written.geocode[written.geocode.duplicated()]
+    if len(repeated):
+        raise TableError(
+            f"{folder}/manifest.csv names {len(repeated)} units more than once ({shown(repeated)}); run img_preprocessing.py again, or keep one row each"
+        )
+    return written
+
+
 def choose_patch_bands(
     path: Path, bands: Sequence[str], ledger: Ledger, remedy: str = CHOOSE_BANDS
 ) -> tuple[list[int], tuple[str, ...], bool]:
@@ -223,15 +329,25 @@ def choose_patch_bands(
         alpha_bands = [str(number) for number in patch.indexes if number not in available]
     if alpha_bands:
         ledger.note(f"patches {path.parent}: band {', '.join(alpha_bands)} is taken as alpha, not as imagery")
-    if len(bands) == 1 and bands[0].isdigit() and bands[0] not in available.values():
-        if int(bands[0]) != len(available):
-            listing = ", ".join(available.values())
-            raise BandError(
-                f"--bands {bands[0]} but the patches of {path.parent} have {len(available)} bands ({listing}); name the ones to use, for example --bands {available[1]}"
-            )
-        bands = ()
+    bands = without_count(bands, available, path.parent)
     chosen = choose_bands(bands, available, f"patches {path.parent}", remedy)
     return chosen, tuple(available[number] for number in chosen), not bands
+
+
+def without_count(bands: Sequence[str], available: dict[int, str], folder: Path) -> Sequence[str]:
+    """The bands that are asked for; none, which is all, where one number tells their count, as published.
+
+    Raises:
+        BandError: The count differs.
+    """
+    if len(bands) != 1 or not bands[0].isdigit() or bands[0] in available.values():
+        return bands
+    if int(bands[0]) != len(available):
+        listing = ", ".join(available.values())
+        raise BandError(
+            f"--bands {bands[0]} but the patches of {folder} have {len(available)} bands ({listing}); name the ones to use, for example --bands {available[1]}"
+        )
+    return ()
 
 
 def open_patch(path: Path) -> rasterio.DatasetReader:
@@ -246,6 +362,15 @@ def open_patch(path: Path) -> rasterio.DatasetReader:
         raise InputError(
             f"patch {path} cannot be opened ({first_sentence(error.__cause__ or error)}); it may be truncated: run img_preprocessing.py again"
         ) from error
+
+
+def georeference(files: PatchFiles, geocode: str) -> tuple[CRS | None, Affine]:
+    """CRS of a patch, or None, and from (column, row) of its pixels to that CRS."""
+    with open_patch(files.paths[geocode]) as source:
+        if geocode not in files.windows:
+            return source.crs, source.transform
+        window = files.windows[geocode]
+        return source.crs, source.transform @ Affine.translation(window.column, window.row)
 
 
 def is_masked_by_imagery(patch: rasterio.DatasetReader, number: int, imagery: dict[int, str]) -> bool:
@@ -282,8 +407,13 @@ def read_patch(path: Path, chosen: Sequence[int], names: Sequence[str], all_band
             raise InputError(
                 f"patch {path} cannot be read ({first_sentence(error.__cause__ or error)}); it may be truncated: run img_preprocessing.py again"
             ) from error
+    return in_single_precision(values, valid)
+
+
+def in_single_precision(values: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Takes pixels [num_bands, height, width] for missing that are no numbers in the precision of the views: 1e300 is infinite there."""
     if values.dtype.kind == "f":
         with np.errstate(over="ignore"):
-            valid &= np.isfinite(values.astype(np.float32)).all(axis=0)  # in the precision of the views: 1e300 is infinite there
+            valid &= np.isfinite(values.astype(np.float32)).all(axis=0)
         values[:, ~valid] = 0
     return values, valid

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from imagery2flow.imagery.cutting import (
     ALL_NODATA,
     OUTSIDE,
     TOO_FEW_VALID,
+    USABLE,
     WINDOW_COLUMNS,
     WRITTEN,
     Candidate,
@@ -38,6 +40,8 @@ from imagery2flow.imagery.cutting import (
 )
 from imagery2flow.imagery.journal import CutResult
 from imagery2flow.imagery.scene import Scene, check_scenes_agree, open_scene
+from imagery2flow.imagery.sites import SceneFile, check_split, find_scenes
+from imagery2flow.imagery.tiles import Tile, folder_of, make_tiles, tile_columns
 from imagery2flow.run.config import PreprocessingConfig
 from imagery2flow.run.errors import InputError, MissingInputError, shown
 from imagery2flow.run.files import check_output_folder, write_json
@@ -58,30 +62,50 @@ def cut_patches(config: PreprocessingConfig, ledger: Ledger) -> Path:
     Raises:
         InputError: A scene or the units cannot be used, or no unit lies on a scene; nothing is written then.
     """
-    scenes, units = read_inputs(config, ledger)
-    for scene in scenes:
-        describe_scene(scene, ledger)
-    tasks = make_tasks(config, scenes, units, ledger)
+    sources = read_inputs(config, ledger)
+    scenes = sources.scenes
+    describe_scenes(scenes, ledger)
+    tasks, tiles = make_tasks(config, sources, ledger)
     check_windows(tasks, scenes)
     folder = Path(config.output_tif_dir) / config.region / f"{config.tag}_{config.year}"
     with only_run(folder), kept_parts(folder, what_patches_follow_from(config, scenes, tasks)) as temporary:
         prefix, keep_surroundings = f"{config.tag}_{config.year}", config.context_m is not None
-        options = CutOptions(temporary, prefix, config.all_touched, keep_surroundings, config.min_valid)
+        windows_of = None if config.materialize else folder_of(scenes, sources.root)
+        options = CutOptions(temporary, prefix, config.all_touched, keep_surroundings, config.min_valid, windows_of)
         results = cut_all(tasks, scenes, options, config.workers, config.dask, ledger)
-        if not any(result.row.status == WRITTEN for result in results):
+        if not any(result.row.status in USABLE for result in results):
             named = shown(f"{scene.path}, nodata {nodata_text(scene)}" for scene in scenes)
             raise InputError(
                 f"all {len(tasks):,} units have too few valid pixels on the scenes ({named}); check that value, or --min_valid {config.min_valid:g}"
             )
-        manifest = pd.DataFrame([result.row for result in results])
-        write_table(temporary / "manifest.csv", manifest.astype(dict.fromkeys(WINDOW_COLUMNS, "Int64")))
+        manifest = pd.DataFrame([result.row for result in results]).astype(dict.fromkeys(WINDOW_COLUMNS, "Int64"))
+        write_table(temporary / "manifest.csv", manifest.merge(tile_columns(tiles), how="left", on="geocode") if tiles else manifest)
         write_json(temporary / "stats.json", collect_statistics(results, scenes, config))
         publish(temporary, folder, last="manifest.csv")
     fill_ledger(ledger, results, folder)
+    if windows_of is not None:
+        ledger.note(f"tiles stay windows of their scenes: give the next stages --scene_dir {windows_of}")
     return folder / "run.json"
 
 
-def read_inputs(config: PreprocessingConfig, ledger: Ledger) -> tuple[list[Scene], gpd.GeoDataFrame | None]:
+@dataclass(frozen=True)
+class Sources:
+    """What patches are cut from.
+
+    Attributes:
+        scenes: The scenes.
+        units: Areal units; None where scenes are cut along a grid.
+        files: City and site of each scene, in a tree of cities; else empty.
+        root: The folder of the tree, or None.
+    """
+
+    scenes: list[Scene]
+    units: gpd.GeoDataFrame | None
+    files: list[SceneFile]
+    root: Path | None
+
+
+def read_inputs(config: PreprocessingConfig, ledger: Ledger) -> Sources:
     """The scenes and, unless they are cut along a grid, the units; all that is wrong with them is one error.
 
     Raises:
@@ -89,15 +113,20 @@ def read_inputs(config: PreprocessingConfig, ledger: Ledger) -> tuple[list[Scene
     """
     inspection = Inspection(ledger)
     inspection.look("--output_tif_dir", check_output_folder, config.output_tif_dir, "--output_tif_dir")
+    root = Path(config.input_tif_path[0])
+    is_tree = config.mode == "grid" and len(config.input_tif_path) == 1 and root.is_dir()
+    files = (inspection.look(str(root), find_scenes, root, ledger) or []) if is_tree else []
+    inspection.look("--split", check_split, config.split, is_tree, root)
     opened = partial(open_scene, bands=config.bands, names=config.band_names, nodata=config.nodata, allow_remote=config.allow_remote)
-    scenes = open_scenes(config.input_tif_path, opened, config.mode != "grid", inspection)
+    paths = [str(file.path) for file in files] if is_tree else config.input_tif_path
+    scenes = open_scenes(paths, opened, config.mode != "grid", inspection)
     units = None
     if config.mode != "grid":
         units = inspection.look(str(config.shp_path), areal_units.read_units, str(config.shp_path), config.id_column, ledger)
     if units is not None and config.mode == "points":
         inspection.look(str(config.shp_path), areal_units.check_points, units.geometry)
     inspection.raise_if_any()
-    return scenes, units
+    return Sources(scenes, units, files, root if is_tree else None)
 
 
 def open_scenes(paths: Sequence[str], opened: Callable[[str], Scene], with_units: bool, inspection: Inspection) -> list[Scene]:
@@ -141,11 +170,16 @@ def outline_bytes(candidate: Candidate) -> bytes | None:
     return None if candidate.outline is None else shapely.to_wkb(candidate.outline)
 
 
-def describe_scene(scene: Scene, ledger: Ledger) -> None:
-    """Says what was found in a scene, and warns of what makes it slow or ambiguous."""
-    ledger.reads(scene.path)
-    ledger.note(f"scene {scene.path.name}: {scene_text(scene)}")
-    warn_of_scene(scene, ledger)
+def describe_scenes(scenes: Sequence[Scene], ledger: Ledger) -> None:
+    """Says what was found in scenes, of many alike once, and warns of what makes one slow or ambiguous."""
+    described: dict[str, list[str]] = {}
+    for scene in scenes:
+        ledger.reads(scene.path)
+        described.setdefault(scene_text(scene), []).append(scene.path.name)
+    for text, names in described.items():
+        ledger.note(f"scene {names[0]}: {text}" if len(names) == 1 else f"{len(names):,} scenes ({shown(names)}): {text}")
+    for scene in scenes:
+        warn_of_scene(scene, ledger)
 
 
 def scene_text(scene: Scene) -> str:
@@ -176,21 +210,20 @@ def nodata_text(scene: Scene) -> str:
     return " and ".join(marks) or "none declared"
 
 
-def make_tasks(config: PreprocessingConfig, scenes: Sequence[Scene], units: gpd.GeoDataFrame | None, ledger: Ledger) -> list[CutTask]:
-    """The units, or without units the tiles, with the scenes that they lie on, in the order of their ids.
+def make_tasks(config: PreprocessingConfig, sources: Sources, ledger: Ledger) -> tuple[list[CutTask], list[Tile]]:
+    """The units, or without units the tiles, with the scenes that they lie on, in the order of their ids; and the tiles themselves.
 
     Raises:
         InputError: No unit lies on a scene.
     """
-    if units is None:
-        ids, owners, windows = areal_units.grid_tiles(scenes, config.size, config.stride or config.size)
-        ledger.came_in["tiles"] = len(ids)
-        tiles = zip(ids, owners, windows, strict=True)
-        tasks = [CutTask(geocode, (Candidate(int(owner), areal_units.as_window(window), None),)) for geocode, owner, window in tiles]
-        return sorted(tasks, key=lambda task: task.geocode)
-    ledger.came_in["units"] = len(units) + sum(len(ids) for ids in ledger.left_out.values())
+    if sources.units is None:
+        tiles = make_tiles(config, sources.files, sources.scenes, ledger)
+        ledger.came_in["tiles"] = len(tiles)
+        tasks = [CutTask(tile.geocode, (Candidate(tile.part.scene_number, tile.window, None),), tile.counted) for tile in tiles]
+        return sorted(tasks, key=lambda task: task.geocode), tiles
+    ledger.came_in["units"] = len(sources.units) + sum(len(ids) for ids in ledger.left_out.values())
     point_size = config.size if config.mode == "points" else None
-    return units_on_scenes(units, scenes, ledger, str(config.shp_path), point_size, config.context_m)
+    return units_on_scenes(sources.units, sources.scenes, ledger, str(config.shp_path), point_size, config.context_m), []
 
 
 def units_on_scenes(
@@ -296,7 +329,7 @@ def collect_statistics(results: Sequence[CutResult], scenes: Sequence[Scene], co
         }
         for i, name in enumerate(scenes[0].band_names)
     ]
-    used = sorted({str(result.row.scene) for result in results if result.row.status == WRITTEN})
+    used = sorted({str(result.row.scene) for result in results if result.row.status in USABLE})
     return {
         "region": config.region,
         "tag": config.tag,
@@ -306,6 +339,7 @@ def collect_statistics(results: Sequence[CutResult], scenes: Sequence[Scene], co
         "bands": bands,
         "dtype": scenes[0].dtype,
         "nodata": 0,
+        "windows": {"bands": list(scenes[0].bands), "band_names": config.band_names, "nodata": config.nodata},
         "gsd_m": scenes[0].gsd_m,
         "num_valid_pixels": count,
         "scenes": used,
@@ -316,7 +350,7 @@ def fill_ledger(ledger: Ledger, results: Sequence[CutResult], folder: Path) -> N
     """Counts what became of every unit."""
     for status in (OUTSIDE, ALL_NODATA, TOO_FEW_VALID):
         ledger.leave_out(status, [result.row.geocode for result in results if result.row.status == status])
-    written = [result.row for result in results if result.row.status == WRITTEN]
+    written = [result.row for result in results if result.row.status in USABLE]
     ledger.went_out["patches"] = len(written)
     partial = [row.geocode for row in written if row.valid_fraction < WELL_COVERED]
     if partial:
@@ -324,7 +358,8 @@ def fill_ledger(ledger: Ledger, results: Sequence[CutResult], folder: Path) -> N
             f"{len(partial):,} units are covered by less than {WELL_COVERED:.0%} by imagery ({shown(partial)}); "
             "a unit takes one scene: where it lies on two beside each other, merge them first, with: rio merge"
         )
-    ledger.note(f"patches, manifest.csv and stats.json are in {folder}")
+    files = "patches, manifest.csv" if any(row.status == WRITTEN for row in written) else "manifest.csv"
+    ledger.note(f"{files} and stats.json are in {folder}")
 
 
 def read_manifest(folder: Path) -> pd.DataFrame:

@@ -1,7 +1,8 @@
 """A set of patches in memory, as one flat table of pixels.
 
-Patches differ in size, so their pixels stand one behind the other: ``values`` [num_pixels, num_bands] in the patches' own type, ``valid``
-[num_pixels] of bool; patch i takes the rows from ``first_pixel[i]``, row-major, ``height[i]`` x ``width[i]``. Patches are sorted by id.
+The pixels stand in images, one behind the other: ``values`` [num_pixels, num_bands] in the images' own type, ``valid`` [num_pixels] of bool; image i takes
+the rows from ``first_pixel[i]``, row-major, ``height[i]`` x ``width[i]``. A patch is a frame of an image: most often all of it; tiles that overlap each other
+share the pixels of their scene instead. Patches are sorted by id.
 """
 
 from __future__ import annotations
@@ -33,9 +34,26 @@ class Normalisation:
     dtype: str
 
 
+def whole_images(height: np.ndarray, width: np.ndarray) -> np.ndarray:
+    """Frames of patches that are images of their own [num_images, 5]."""
+    zero = np.zeros_like(height)
+    return np.stack([np.arange(len(height)), zero, zero, height, width], axis=1).astype(np.int64)
+
+
 @dataclass(frozen=True)
 class PatchSet:
-    """Patches of different size in one flat table; see the module's docstring for the layout."""
+    """Patches of different size in one flat table; see the module's docstring for the layout.
+
+    Attributes:
+        geocodes: Id of each patch, sorted.
+        values: Pixels of the images [num_pixels, num_bands].
+        valid: Whether a pixel is there [num_pixels].
+        first_pixel: Of each image [num_images].
+        height: Of each image [num_images].
+        width: Of each image [num_images].
+        normalisation: Statistics of the bands.
+        frames: Image, top, left, height and width in pixels of each patch [num_patches, 5].
+    """
 
     geocodes: tuple[str, ...]
     values: np.ndarray
@@ -44,15 +62,22 @@ class PatchSet:
     height: np.ndarray
     width: np.ndarray
     normalisation: Normalisation
+    frames: np.ndarray
 
     def __len__(self) -> int:
         return len(self.geocodes)
 
+    def image(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """One image: values [height, width, num_bands] and valid [height, width]."""
+        height, width = int(self.height[number]), int(self.width[number])
+        rows = slice(int(self.first_pixel[number]), int(self.first_pixel[number]) + height * width)
+        return self.values[rows].reshape(height, width, -1), self.valid[rows].reshape(height, width)
+
     def patch(self, position: int) -> tuple[np.ndarray, np.ndarray]:
         """One patch: values [height, width, num_bands] and valid [height, width]."""
-        height, width = int(self.height[position]), int(self.width[position])
-        rows = slice(int(self.first_pixel[position]), int(self.first_pixel[position]) + height * width)
-        return self.values[rows].reshape(height, width, -1), self.valid[rows].reshape(height, width)
+        number, top, left, height, width = self.frames[position].tolist()
+        values, valid = self.image(number)
+        return values[top : top + height, left : left + width], valid[top : top + height, left : left + width]
 
 
 @dataclass(frozen=True)

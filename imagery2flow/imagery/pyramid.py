@@ -1,6 +1,6 @@
 """The pixels of a patch set at halving resolutions, and where they are kept: on the device, in main memory, or in a file.
 
-Level 0 is the patches as they are stored, level 1 averages over the valid pixels of blocks of 2 x 2, and so on. The pixels keep their integer type. What
+Level 0 is the images as they are stored, level 1 averages over the valid pixels of blocks of 2 x 2, and so on. The pixels keep their integer type. What
 fits stays on the device for the whole run; of what does not fit, each step sends the crops that it shows (``imagery.views.cut``).
 """
 
@@ -25,12 +25,13 @@ class Pyramid:
 
     Attributes:
         values: Of each level [num_pixels, num_bands]; uint16 as the int16 of the same bits, since torch cannot index uint16.
-        valid_share: Of each level, share of a pixel's block, as far as it lies within the patch, that is valid, 0 to 1 [num_pixels]; bool at level 0.
+        valid_share: Of each level, share of a pixel's block, as far as it lies within the image, that is valid, 0 to 1 [num_pixels]; bool at level 0.
         is_uint16: Whether the values are uint16.
-        first_pixel: Row at which a patch begins in its level: [num_patches, num_levels].
-        height: [num_patches, num_levels].
-        width: [num_patches, num_levels].
-        valid_pixel: Positions within the patch (row-major, level 0) of its valid pixels, patch after patch.
+        first_pixel: Row at which an image begins in its level: [num_images, num_levels].
+        height: [num_images, num_levels].
+        width: [num_images, num_levels].
+        frames: Image, top, left, height and width in pixels of level 0 of each patch [num_patches, 5].
+        valid_pixel: Positions within the patch (row-major, level 0) of its valid pixels, patch after patch; none of patches of which all is valid.
         first_valid: Where each patch's positions begin in ``valid_pixel``: [num_patches + 1].
         normalisation: Statistics of the bands.
     """
@@ -41,6 +42,7 @@ class Pyramid:
     first_pixel: Tensor
     height: Tensor
     width: Tensor
+    frames: Tensor
     valid_pixel: Tensor
     first_valid: Tensor
     normalisation: Normalisation
@@ -68,7 +70,7 @@ class Pyramid:
 
 
 def build_pyramid(patches: PatchSet, normalisation: Normalisation, view_size: int, allocate: Allocate = np.empty) -> Pyramid:
-    """Averages a patch set to ever coarser levels, until the largest patch is no larger than twice a view.
+    """Averages the images of a patch set to ever coarser levels, until the largest patch is no larger than twice a view.
 
     Args:
         patches: The patches; level 0 shares their memory where torch knows their type.
@@ -76,7 +78,7 @@ def build_pyramid(patches: PatchSet, normalisation: Normalisation, view_size: in
         view_size: Side of a view in pixels.
         allocate: Makes the arrays that are as long as there are pixels.
     """
-    largest = int(max(patches.height.max(), patches.width.max()))
+    largest = int(patches.frames[:, 3:].max())
     num_levels = max(1, int(np.ceil(np.log2(max(largest / view_size, 1)))) + 1)
     sides = 2 ** np.arange(num_levels)
     height, width = -(-patches.height[:, None] // sides), -(-patches.width[:, None] // sides)
@@ -86,15 +88,11 @@ def build_pyramid(patches: PatchSet, normalisation: Normalisation, view_size: in
     for level in range(1, num_levels):
         values.append(allocate((int(sizes[:, level].sum()), patches.values.shape[1]), patches.values.dtype))
         shares.append(allocate((int(sizes[:, level].sum()),), np.dtype(np.float32)))
-    for position in range(len(patches)) if num_levels > 1 else ():
-        for level, (pixels, share) in enumerate(coarser_levels(*patches.patch(position), num_levels - 1), start=1):
-            rows = slice(int(first_pixel[position, level]), int(first_pixel[position, level] + share.size))
+    for number in range(len(height)) if num_levels > 1 else ():
+        for level, (pixels, share) in enumerate(coarser_levels(*patches.image(number), num_levels - 1), start=1):
+            rows = slice(int(first_pixel[number, level]), int(first_pixel[number, level] + share.size))
             values[level][rows], shares[level][rows] = pixels.reshape(-1, pixels.shape[-1]), share.reshape(-1)
-    count = np.array([np.count_nonzero(patches.patch(position)[1]) for position in range(len(patches))])
-    first_valid = np.concatenate([[0], np.cumsum(count)])
-    valid_pixel = allocate((int(count.sum()),), np.dtype(np.int32))
-    for position in range(len(patches)):
-        valid_pixel[first_valid[position] : first_valid[position + 1]] = np.flatnonzero(patches.patch(position)[1])
+    valid_pixel, first_valid = places_of_valid_pixels(patches, allocate)
     return Pyramid(
         values=tuple(as_tensor(part) for part in values),
         valid_share=tuple(torch.from_numpy(part) for part in shares),
@@ -102,10 +100,22 @@ def build_pyramid(patches: PatchSet, normalisation: Normalisation, view_size: in
         first_pixel=torch.from_numpy(first_pixel),
         height=torch.from_numpy(height),
         width=torch.from_numpy(width),
+        frames=torch.from_numpy(patches.frames),
         valid_pixel=torch.from_numpy(valid_pixel),
         first_valid=torch.from_numpy(first_valid),
         normalisation=normalisation,
     )
+
+
+def places_of_valid_pixels(patches: PatchSet, allocate: Allocate) -> tuple[np.ndarray, np.ndarray]:
+    """``valid_pixel`` and ``first_valid`` of a pyramid."""
+    count = np.array([np.count_nonzero(patches.patch(position)[1]) for position in range(len(patches))])
+    count[count == patches.frames[:, 3] * patches.frames[:, 4]] = 0  # of these, a position is its own number
+    first_valid = np.concatenate([[0], np.cumsum(count)])
+    valid_pixel = allocate((int(count.sum()),), np.dtype(np.int32))
+    for position in np.flatnonzero(count).tolist():
+        valid_pixel[first_valid[position] : first_valid[position + 1]] = np.flatnonzero(patches.patch(position)[1])
+    return valid_pixel, first_valid
 
 
 def as_tensor(values: np.ndarray) -> Tensor:

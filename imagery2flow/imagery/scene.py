@@ -36,6 +36,7 @@ BAND_WORDS |= {
     "swir16": "swir1",
     "swir22": "swir2",
 }
+IMAGE_SUFFIXES = {".tif", ".tiff", ".png", ".jpg", ".jpeg", ".jp2", ".vrt"}
 NAME_BANDS = "choose among them with --bands, or name them with --band_names"
 METRES_PER_DEGREE = 111_320.0  # of latitude, and of longitude at the equator
 # Above this share of a scene's width, a block is a strip: reading one small patch decodes whole rows of the scene.

@@ -5,7 +5,6 @@ Every stage that needs units reads them here, sorted by id, so that the order of
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import geopandas as gpd
@@ -240,38 +239,6 @@ def check_points(points: gpd.GeoSeries) -> None:
         raise InputError(
             f"--mode points needs points but the units hold {', '.join(sorted(set(points.geom_type)))}; use --mode zones for polygons"
         )
-
-
-def grid_tiles(scenes: Sequence[Scene], size: int, stride: int) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """Tiles of whole scenes in row-major order; a tile that would reach beyond the scene is not made.
-
-    Returns:
-        Ids (``r<row>c<column>`` in steps of the grid, behind the scene's file name where there are several), the number of the scene of
-        each tile [num_tiles], and its window [num_tiles, 4].
-
-    Raises:
-        InputError: No tile fits, or two scenes share a file name.
-    """
-    names = [scene.path.stem for scene in scenes]
-    if len(set(names)) != len(names):
-        raise InputError(
-            f"scenes share a file name ({shown(sorted({name for name in names if names.count(name) > 1}))}), which would give tiles one id; rename them"
-        )
-    ids: list[str] = []
-    owners: list[int] = []
-    windows: list[tuple[int, int, int, int]] = []
-    for number, scene in enumerate(scenes):
-        rows, columns = range(0, scene.height - size + 1, stride), range(0, scene.width - size + 1, stride)
-        prefix = f"{names[number]}-" if len(scenes) > 1 else ""
-        for row_number, row in enumerate(rows):
-            for column_number, column in enumerate(columns):
-                ids.append(f"{prefix}r{row_number:04d}c{column_number:04d}")
-                owners.append(number)
-                windows.append((column, row, size, size))
-    if not ids:
-        largest = max(min(scene.width, scene.height) for scene in scenes)
-        raise InputError(f"--size {size} is larger than every scene (the largest fits {largest} pixels); use a smaller --size")
-    return ids, np.array(owners), np.array(windows, dtype=np.int64)
 
 
 def as_window(row: np.ndarray) -> Window:

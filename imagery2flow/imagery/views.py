@@ -31,7 +31,7 @@ HALF = 0.5 - 1e-4
 
 @dataclass(frozen=True)
 class Boxes:
-    """Which part of which patch a view shows: corner and size in pixels of level 0 [batch], and the orientation [batch] 0..7."""
+    """Which part of which patch a view shows: corner in the patch and size in pixels of level 0 [batch], and the orientation [batch] 0..7."""
 
     patch: Tensor
     top: Tensor
@@ -59,18 +59,18 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Axis:
-    """Where the rows of views, or their columns, lie in their patches.
+    """Where the rows of views, or their columns, lie in their images.
 
     Attributes:
-        first: First row of the patch that the view needs [batch].
-        size: Rows of the patch [batch].
-        stride: From one row of the patch to the next, in pixels as they are stored [batch].
+        first: First row of the image that the view needs [batch].
+        last: Last row of the patch [batch].
+        stride: From one row of the image to the next, in pixels as they are stored [batch].
         extent: Rows that the view needs [batch].
         position: Centres of the view's rows, in rows from the first [batch, view_size].
     """
 
     first: Tensor
-    size: Tensor
+    last: Tensor
     stride: Tensor
     extent: Tensor
     position: Tensor
@@ -82,7 +82,7 @@ class Axis:
     def offsets(self, side: int) -> Tensor:
         """Places of ``side`` rows from the first, the patch's last row repeated [batch, side]."""
         rows = self.first[:, None] + torch.arange(side)
-        return torch.minimum(rows, self.size[:, None] - 1) * self.stride[:, None]
+        return torch.minimum(rows, self.last[:, None]) * self.stride[:, None]
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class Tiles:
 
 def choose_view_size(patches: PatchSet) -> int:
     """Side of a view: 64 where the median patch is at most 128 pixels wide, else 224 as published."""
-    side = np.median(np.maximum(patches.height, patches.width))
+    side = np.median(patches.frames[:, 3:].max(axis=1))
     return SMALL_VIEW if side <= LARGEST_SMALL_PATCH else LARGE_VIEW
 
 
@@ -126,7 +126,7 @@ def draw_views(pyramid: Pyramid, patch: Tensor, config: ViewConfig, generator: t
 def whole_patches(pyramid: Pyramid, patch: Tensor) -> Boxes:
     """Boxes that show whole patches, upright: what an embedding is made from."""
     zero = torch.zeros(len(patch))
-    return Boxes(patch, zero, zero, pyramid.height[patch, 0].float(), pyramid.width[patch, 0].float(), zero.long())
+    return Boxes(patch, zero, zero, pyramid.frames[patch, 3].float(), pyramid.frames[patch, 4].float(), zero.long())
 
 
 def draw_boxes(pyramid: Pyramid, patch: Tensor, config: ViewConfig, generator: torch.Generator) -> Boxes:
@@ -141,18 +141,31 @@ def draw_boxes(pyramid: Pyramid, patch: Tensor, config: ViewConfig, generator: t
         generator: Source of randomness.
     """
     uniform = torch.rand(len(patch), 6, generator=generator)
-    patch_height, patch_width = pyramid.height[patch, 0].float(), pyramid.width[patch, 0].float()
+    patch_height, patch_width = pyramid.frames[patch, 3].float(), pyramid.frames[patch, 4].float()
     area = patch_height * patch_width * (config.crop_min_share + (1 - config.crop_min_share) * uniform[:, 0])
     ratio = torch.exp((2 * uniform[:, 1] - 1) * float(np.log(ASPECT_RATIO)))
     width = torch.minimum((area * ratio).sqrt().clamp(min=1), patch_width)
     height = torch.minimum((area / ratio).sqrt().clamp(min=1), patch_height)
-    first, last = pyramid.first_valid[patch], pyramid.first_valid[patch + 1]
-    chosen = pyramid.valid_pixel[first + torch.minimum((uniform[:, 2] * (last - first)).long(), last - first - 1)]
+    if config.crop_min_share == 1:  # the whole patch, whatever its aspect ratio
+        height, width = patch_height, patch_width
+    chosen = choose_valid_pixel(pyramid, patch, uniform[:, 2])
     row, column = chosen // patch_width.long(), chosen % patch_width.long()
     # The corner lies so that the crop holds the chosen pixel's centre and stays within the patch.
     top = around(row + 0.5, height, patch_height, uniform[:, 3])
     left = around(column + 0.5, width, patch_width, uniform[:, 4])
     return Boxes(patch, top, left, height, width, draw_orientation(uniform[:, 5], config))
+
+
+def choose_valid_pixel(pyramid: Pyramid, patch: Tensor, uniform: Tensor) -> Tensor:
+    """Position (row-major) of a random valid pixel in each patch [batch]."""
+    listed = pyramid.first_valid[patch + 1] - pyramid.first_valid[patch]
+    is_full = listed == 0
+    count = torch.where(is_full, pyramid.frames[patch, 3] * pyramid.frames[patch, 4], listed)
+    number = torch.minimum((uniform * count).long(), count - 1)
+    if bool(is_full.all()):
+        return number
+    place = torch.where(is_full, 0, pyramid.first_valid[patch] + number)
+    return torch.where(is_full, number, pyramid.valid_pixel[place].long())
 
 
 def around(centre: Tensor, size: Tensor, limit: Tensor, uniform: Tensor) -> Tensor:
@@ -173,10 +186,13 @@ def cut(pyramid: Pyramid, boxes: Boxes, view_size: int) -> list[Tiles]:
     """Takes the pixels that views need out of the pyramid, on its device; views of like size and level stand together."""
     level = choose_level(boxes, view_size, len(pyramid.values))
     scale = 0.5 ** level.double()
-    first_pixel, height, width = (table[boxes.patch, level] for table in (pyramid.first_pixel, pyramid.height, pyramid.width))
-    # Start and length of the crop, size of the patch, stride of its pixels [4, batch], along the patch's rows and along its columns.
-    rows = torch.stack([boxes.top * scale, boxes.height * scale, height.double(), width.double()])
-    columns = torch.stack([boxes.left * scale, boxes.width * scale, width.double(), torch.ones_like(scale)])
+    image, top, left, height, width = pyramid.frames[boxes.patch].T
+    first_pixel, stride = pyramid.first_pixel[image, level], pyramid.width[image, level].double()
+    # Start and length of the crop, first row and end of the patch, stride of its pixels [5, batch], along the image's rows and along its columns.
+    rows = torch.stack([(boxes.top.double() + top) * scale, boxes.height * scale, top * scale, (top + height) * scale, stride])
+    columns = torch.stack(
+        [(boxes.left.double() + left) * scale, boxes.width * scale, left * scale, (left + width) * scale, torch.ones_like(scale)]
+    )
     transposed = boxes.orientation & 4 > 0
     vertical = locate(torch.where(transposed, columns, rows), boxes.orientation & 2 > 0, view_size)
     horizontal = locate(torch.where(transposed, rows, columns), boxes.orientation & 1 > 0, view_size)
@@ -194,21 +210,22 @@ def cut(pyramid: Pyramid, boxes: Boxes, view_size: int) -> list[Tiles]:
 
 
 def locate(crop: Tensor, flipped: Tensor, view_size: int) -> Axis:
-    """Finds the rows of patches that views need.
+    """Finds the rows of images that views need.
 
     Args:
-        crop: Start and length of the crop, size of the patch, stride of its pixels: [4, batch].
+        crop: Start and length of the crop, first row and end of the patch, stride of its pixels: [5, batch].
         flipped: Whether the view begins at the crop's end [batch].
         view_size: Pixels of a view.
     """
-    start, length, size, stride = crop
+    start, length, lowest, end, stride = crop
+    lowest, last = lowest.floor(), end.ceil() - 1
     centres = torch.arange(view_size) + 0.5
     centres = torch.where(flipped[:, None], view_size - centres, centres)
     position = start[:, None] + centres * (length / view_size)[:, None] - 0.5  # [batch, view_size]
-    position = torch.minimum(position.clamp(min=0), size[:, None] - 1)  # the outermost rows reach to the patch's border
+    position = torch.minimum(torch.maximum(position, lowest[:, None]), last[:, None])  # the outermost rows reach to the patch's border
     first = position.amin(dim=1).floor()
     extent = position.amax(dim=1).ceil() - first + 1
-    return Axis(first.long(), size.long(), stride.long(), extent.long(), (position - first[:, None]).float())
+    return Axis(first.long(), last.long(), stride.long(), extent.long(), (position - first[:, None]).float())
 
 
 def tile_side(extent: Tensor) -> Tensor:

@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from imagery2flow.run.acquire_config import SENSOR_BANDS
-from imagery2flow.run.config import require
+from imagery2flow.run.config import LabelConfig, require
 from imagery2flow.run.flow_config import RegionConfig, SplitName, UniverseName
 
 
 @dataclass(frozen=True, kw_only=True)
-class CheckConfig(RegionConfig):
+class CheckConfig(RegionConfig, LabelConfig):
     """Look at all inputs of a run before it starts, and list every fault at once; status 2 if there is any. What is not given is looked for in <data_root>/<region>/.
 
     Args:
@@ -24,6 +24,7 @@ class CheckConfig(RegionConfig):
         context_m: Margin in metres around the unit, as for stage 1.
         allow_remote: Scenes may refer to other folders and to servers, as for stage 1.
         data_path: Folder of patches; default the folders of the year that stage 1 wrote.
+        scene_dir: Folder of the scenes, for patches that are windows of them.
         ckpt: Encoder that is to embed the region (stages 3 and 5): a path, or a file name in --model_path.
         model_path: Folder of checkpoints.
         population_path: Tables of the population per geocode; default population.csv.
@@ -44,6 +45,7 @@ class CheckConfig(RegionConfig):
     context_m: float | None = None
     allow_remote: bool = False
     data_path: str | None = None
+    scene_dir: str | None = None
     ckpt: str | None = None
     model_path: str = "ckpt"
     population_path: list[str] = field(default_factory=list)
@@ -63,6 +65,7 @@ class CheckConfig(RegionConfig):
                 getattr(self, name),
                 "left out for several regions; check them one by one",
             )
+        self.check_labels()
         require(self.context_m is None or self.context_m >= 0, "context_m", self.context_m, "0 or more metres")
 
     @property
@@ -84,9 +87,8 @@ class CheckConfig(RegionConfig):
         if self.node_feats_path:
             return []
         run_files = sorted(self.folder(region).glob("*.run.json"))
-        return [
-            str(path).removesuffix(".run.json") for path in run_files if '"stage": "get_img_embedding"' in path.read_text(errors="replace")
-        ]
+        texts = {str(path).removesuffix(".run.json"): path.read_text(errors="replace") for path in run_files}
+        return [path for path, text in texts.items() if '"stage": "get_img_embedding"' in text and '"predict": true' not in text]
 
     def patch_folders(self, region: str) -> list[str]:
         """The folders of patches, as given or in the region's folder."""

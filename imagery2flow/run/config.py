@@ -37,7 +37,7 @@ class PreprocessingConfig:
     """Stage 1: cut one image patch per areal unit out of one or several scenes.
 
     Args:
-        input_tif_path: One or several scenes: GeoTIFF, VRT, JPEG 2000, ...; any CRS, bands and type; other formats with --allow_remote.
+        input_tif_path: One or several scenes: GeoTIFF, VRT, JPEG 2000, ...; any CRS, bands and type; other formats with --allow_remote. For grid also a folder tree <city>/<site>/<image>.
         output_tif_dir: Folder under which <region>/<tag>_<year>/ is written.
         region: Name of the city or area.
         shp_path: Areal units (GeoPackage, Shapefile, GeoJSON) with an id column and a CRS; points for --mode points.
@@ -47,6 +47,10 @@ class PreprocessingConfig:
         mode: zones cuts along polygons, grid tiles the scene, points cuts a square around each point.
         size: Side of a tile in pixels, for grid and points.
         stride: Step between tiles in pixels, for grid; default the size.
+        split: Which tiles of a tree of cities are for training, validation and test: last_site as published (each city's last site, its images halved for test and validation), sites or scenes (each city's dealt by --split_shares), or none; default last_site for a tree.
+        split_shares: Shares of training, validation and test for --split sites and scenes.
+        seed: Seed of that dealing.
+        materialize: Write each patch as a file; false, for grid, leaves tiles as windows of their scenes, which the next stages read with --scene_dir.
         all_touched: Keep every pixel that a unit's polygon touches instead of those whose centre it covers.
         context_m: Margin in metres around the unit; given (0 included), the imagery around the unit is kept, not blackened.
         min_valid: Smallest share of valid pixels that a patch must have, 0 to 1.
@@ -68,6 +72,10 @@ class PreprocessingConfig:
     mode: Literal["zones", "grid", "points"] = "zones"
     size: int = 256
     stride: int | None = None
+    split: Literal["none", "last_site", "sites", "scenes"] | None = None
+    split_shares: list[float] = field(default_factory=lambda: [0.6, 0.2, 0.2])
+    seed: int = 42
+    materialize: bool = True
     all_touched: bool = False
     context_m: float | None = None
     min_valid: float = 0.0
@@ -86,11 +94,17 @@ class PreprocessingConfig:
         require(self.workers >= 0, "workers", self.workers, "0 (one per core) or more")
         require(self.mode == "grid" or self.shp_path is not None, "shp_path", "(none)", f"given for --mode {self.mode}")
         require(self.mode == "zones" or self.context_m is None, "context_m", self.context_m, "left out unless --mode zones")
+        require(self.mode == "grid" or self.materialize, "materialize", self.materialize, "true unless --mode grid")
+        require(self.mode == "grid" or self.split is None, "split", self.split, "left out unless --mode grid")
+        require(self.seed >= 0, "seed", self.seed, "0 or more")
+        shares = self.split_shares
+        fit = len(shares) == 3 and shares[0] > 0 and min(shares) >= 0 and abs(sum(shares) - 1) < 1e-6
+        require(fit, "split_shares", shares, "three numbers of 0 or more that add up to 1, the first above 0")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ViewConfig:
-    """How two random views of a patch are drawn. Radiometric changes are weak by default: brightness tells a business district from a suburb.
+    """How random views of a patch are drawn. Radiometric changes are weak by default: brightness tells a business district from a suburb.
 
     Args:
         crop_min_share: Smallest share of the patch's area that a crop covers; the largest is 1.
@@ -125,16 +139,56 @@ class ViewConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EncoderConfig:
-    """Stage 2: train an image encoder on patches without labels (SimCLR).
+class LabelConfig:
+    """Where the labels of patches come from, and which patches are kept from training.
 
     Args:
+        label_column: Column of the classes, in --labels_path or else in the patches' manifest.csv; with targets, the groups that balanced sampling draws alike.
+        target_column: Columns of the numbers to predict, likewise; a model learns all of them, and a missing number counts for nothing.
+        labels_path: Table of labels: CSV or Parquet.
+        labels_key: Column that joins the table to manifest.csv, in both. Keys that are not ids of patches may differ by a code in parentheses: "ALA", "Almaty (ALA)".
+        held_out_column: Column of manifest.csv by whose groups (cities) patches are held out: those of one fold of the groups are the test.
+        folds: Number of folds that the groups are dealt into, in an order that --seed draws.
+        fold: Number of the fold that is held out, from 1.
+    """
+
+    label_column: str | None = None
+    target_column: list[str] = field(default_factory=list)
+    labels_path: str | None = None
+    labels_key: str = "geocode"
+    held_out_column: str | None = None
+    folds: int = 5
+    fold: int = 1
+
+    def check_labels(self) -> None:
+        """Refuses numbers of folds that do not exist.
+
+        Raises:
+            InputError: A setting is out of range.
+        """
+        require(self.folds >= 2, "folds", self.folds, "2 or more")
+        require(1 <= self.fold <= self.folds, "fold", self.fold, f"1 to {self.folds}, the number of --folds")
+        repeated = len(set(self.target_column)) < len(self.target_column)
+        require(not repeated, "target_column", " ".join(self.target_column), "columns of which none occurs twice")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderConfig(LabelConfig):
+    """Stage 2: train an image encoder on patches: without labels (SimCLR), to tell classes apart, or to predict numbers.
+
+    Args:
+        objective: simclr learns without labels, classify the classes of --label_column, regress the numbers of --target_column.
         data_path: Folder of patches that stage 1 wrote.
+        scene_dir: Folder of the scenes, for patches that are windows of them (img_preprocessing.py --materialize false).
         bands: Published count (3), or names (red nir) or numbers (1 2) of the bands to use; default all.
         lr: Learning rate of Adam.
         batch_size: Images per step over all processes; the negatives of the loss. An epoch's last batches are evened out.
         projection_dim: Length of the projected vector in the loss.
         resnet: Backbone.
+        init: Weights to begin with: random (scratch), torchvision's for ImageNet (imagenet), or those of a file: torchvision's, or a checkpoint of this stage.
+        normalisation: What scales the bands: the training patches' mean and deviation (patches), or ImageNet's, for red, green, blue of 0 to 255 (imagenet).
+        balanced: Draw each class, or group of --label_column, equally often in an epoch, with replacement; false shows every patch once.
+        target_scale: Divide targets by this number, as published for ranks (100); default: subtract their mean and divide by their deviation over the training patches.
         temperature: Temperature of the NT-Xent loss.
         total_epoch: Passes over the patches.
         model_path: Folder of checkpoints; <log>_img_<total_epoch>.pth is written there after every epoch.
@@ -154,11 +208,17 @@ class EncoderConfig:
     """
 
     data_path: str
+    scene_dir: str | None = None
+    objective: Literal["simclr", "classify", "regress"] = "simclr"
     bands: list[str] = field(default_factory=list)
     lr: float = 1e-3
     batch_size: int = 128
     projection_dim: int = 128
     resnet: Literal["resnet18", "resnet34", "resnet50", "resnet101", "vit_l_16"] = "resnet18"
+    init: str = "scratch"
+    normalisation: Literal["patches", "imagenet"] = "patches"
+    balanced: bool = True
+    target_scale: float | None = None
     temperature: float = 0.5
     total_epoch: int = 120
     model_path: str = "ckpt"
@@ -188,6 +248,28 @@ class EncoderConfig:
         require(self.view_size == 0 or self.view_size >= 16, "view_size", self.view_size, "16 or more, or 0 to choose by the patches")
         fits = self.resnet != "vit_l_16" or self.view_size % 16 == 0
         require(fits, "view_size", self.view_size, "a multiple of 16, the ViT's token size")
+        self.check_labels()
+        self.check_objective()
+
+    def check_objective(self) -> None:
+        """Refuses labels without an objective that learns them, and the other way round.
+
+        Raises:
+            InputError: A setting is missing, or would be passed over.
+        """
+        learns, targets = self.objective, " ".join(self.target_column)
+        if learns == "classify":
+            require(self.label_column is not None, "label_column", "(none)", "given for --objective classify: the column of the classes")
+        if learns == "regress":
+            require(bool(targets), "target_column", "(none)", "given for --objective regress: the columns of the numbers to predict")
+        else:
+            require(not targets, "target_column", targets, "left out unless --objective regress")
+            require(self.target_scale is None, "target_scale", self.target_scale, "left out unless --objective regress")
+        if learns == "simclr":
+            for name in ("label_column", "labels_path", "held_out_column"):
+                require(getattr(self, name) is None, name, getattr(self, name), "left out unless --objective classify or regress")
+        require(self.target_scale is None or self.target_scale > 0, "target_scale", self.target_scale, "above 0")
+        require(bool(self.init), "init", "(none)", "scratch, imagenet, or the path of a file of weights")
 
     @property
     def checkpoint(self) -> str:
@@ -201,10 +283,12 @@ class EmbeddingConfig:
 
     Args:
         data_path: Folder of patches that stage 1 wrote.
+        scene_dir: Folder of the scenes, for patches that are windows of them (img_preprocessing.py --materialize false).
         output_path: Table to write: geocode, 0..D-1; CSV or Parquet by its suffix.
         ckpt: Checkpoint that stage 2 wrote: a path, or a file name in --model_path; default the run named by --log.
         model_path: Folder of checkpoints.
         log: Name of the run.
+        predict: Write what a model that was trained with labels says of each patch instead of its vector: probability_<class>, or predicted_<target> and mean_<target>.
         normalisation: Statistics that scale the bands: the encoder's (checkpoint), or these patches' own (patches) for imagery whose numbers are on another scale.
         band_statistics: Append each band's mean and standard deviation, scaled alike, as named columns: red_mean, red_std.
         untrained_control: Also write <output_path>_untrained with the vectors of an encoder with random weights, a control for the flow stages.
@@ -217,9 +301,11 @@ class EmbeddingConfig:
 
     data_path: str
     output_path: str
+    scene_dir: str | None = None
     ckpt: str | None = None
     model_path: str = "ckpt"
     log: str = "default"
+    predict: bool = False
     normalisation: Literal["checkpoint", "patches"] = "checkpoint"
     band_statistics: bool = True
     untrained_control: bool = True
@@ -235,7 +321,7 @@ class EmbeddingConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MapConfig:
+class FlowMapConfig:
     """Draw a region's imagery, observed flows and predicted flows beside each other.
 
     Args:

@@ -16,7 +16,7 @@ from torch import nn
 
 from imagery2flow.encoder import trainer
 from imagery2flow.encoder.training import train_encoder
-from imagery2flow.imagery.patchset import PatchSet, measure
+from imagery2flow.imagery.patchset import PatchSet, measure, whole_images
 from imagery2flow.run.config import EncoderConfig
 from imagery2flow.run.stage import Ledger
 
@@ -45,7 +45,9 @@ def as_patch_set(images: dict[str, np.ndarray], names: Sequence[str] = BANDS) ->
     shapes = np.array([image.shape[1:] for image in ordered.values()])
     valid = (values != 0).all(axis=1)
     first_pixel = np.concatenate([[0], np.cumsum(shapes.prod(axis=1))[:-1]])
-    return PatchSet(tuple(ordered), values, valid, first_pixel, shapes[:, 0], shapes[:, 1], measure(values, valid, names))
+    return PatchSet(
+        tuple(ordered), values, valid, first_pixel, shapes[:, 0], shapes[:, 1], measure(values, valid, names), whole_images(*shapes.T)
+    )
 
 
 def write_patches(folder: Path, images: dict[str, np.ndarray], names: Sequence[str] = BANDS) -> Path:

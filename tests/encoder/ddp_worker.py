@@ -7,11 +7,15 @@ import shutil
 import sys
 from pathlib import Path
 
+import pandas as pd
 import torch
 from torch import nn
 
 from imagery2flow.encoder import trainer as trainer_module
+from imagery2flow.encoder.labelled import make_objective
+from imagery2flow.encoder.labels import Labels
 from imagery2flow.encoder.objectives import nt_xent
+from imagery2flow.encoder.supervised import Outputs
 from imagery2flow.run.device import make_fabric
 from imagery2flow.run.stage import Ledger, Terminated, TerminationFlag
 
@@ -60,8 +64,30 @@ def train_linear(folder: Path, fabric, **changes) -> Path:
     return trainer.path
 
 
+def train_labelled(folder: Path, fabric, **changes) -> dict[str, Path]:
+    """Trains the linear encoder to tell classes apart and to predict numbers, some of them missing; returns the paths of the checkpoints."""
+    trainer_module.build_backbone = build_linear_backbone
+    ids = [f"{number:05d}" for number in range(13)]
+    split = pd.Series(["train"] * 10 + ["validation"] * 3, index=ids)
+    city = pd.Series(list("ABBABBBABBABB"), index=ids)
+    numbers = pd.DataFrame({"overall": [float(number) if number % 3 else None for number in range(13)], "planet": range(13)}, index=ids)
+    images, paths = draw_images(13), {}
+    patches, validation = (as_patch_set({name: images[name] for name in ids[part]}) for part in (slice(10), slice(10, None)))
+    for kind, labels in {
+        "classify": Labels(Outputs("classes", ("A", "B")), split, city.to_frame(), city),
+        "regress": Labels(Outputs("targets", ("overall", "planet"), (6.0, 5.0), (3.0, 4.0)), split, numbers, None),
+    }.items():
+        columns = {"label_column": "city"} if kind == "classify" else {"target_column": ["overall", "planet"]}
+        config = small_config(model_path=str(folder / kind), objective=kind, **columns, **changes)
+        objective = make_objective(config, labels, patches, validation, fabric)
+        trainer = trainer_module.Trainer(config, patches, 16, fabric, Ledger("test", quiet=True), objective, validation)
+        trainer.run(TerminationFlag())
+        paths[kind] = trainer.path
+    return paths
+
+
 def compare(folder: Path, fabric) -> None:
-    """One step on NT-Xent, and a whole run."""
+    """One step on NT-Xent, and whole runs."""
     encoder = linear_encoder()
     model, _ = fabric.setup(encoder, torch.optim.SGD(encoder.parameters(), lr=0.1))
     rank = fabric.global_rank
@@ -77,6 +103,7 @@ def compare(folder: Path, fabric) -> None:
     torch.save({"means": means, **gradients}, folder / f"gradients_{fabric.global_rank}.pt")
     train_linear(folder, fabric)
     train_linear(folder / "parts", fabric, batch_size=10, accumulate=3)
+    train_labelled(folder, fabric)
 
 
 def stop(folder: Path, fabric) -> None:

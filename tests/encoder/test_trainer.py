@@ -354,14 +354,14 @@ def test_a_loss_that_is_no_number_ends_the_run_with_batch_and_patches_and_keeps_
     tmp_path, tiny_backbone, monkeypatch, steps
 ):
     trainer, seen = make_trainer(tmp_path, draw_images(10), total_epoch=3), []  # batches of 4, 3, 3
-    contrast = trainer.contrast
+    contrast = trainer.objective.loss
 
     def spoiled(*arguments):
         seen.append(None)
-        loss, retrieval = contrast(*arguments)
-        return loss * (math.nan if len(seen) == steps else 1.0), retrieval
+        loss, others = contrast(*arguments)
+        return loss * (math.nan if len(seen) == steps else 1.0), others
 
-    monkeypatch.setattr(trainer, "contrast", spoiled)
+    monkeypatch.setattr(trainer.objective, "loss", spoiled)
     epoch, batch = divmod(steps - 1, 3)
     trainer.epoch = epoch
     ids = [trainer.geocodes[number] for number in trainer.batches()[batch].tolist()]

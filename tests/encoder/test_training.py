@@ -1,10 +1,15 @@
+import json
+
 import pytest
+import torch
 
 from imagery2flow.encoder import training
 from imagery2flow.encoder.training import train_encoder
 from imagery2flow.run.config import ViewConfig
 from imagery2flow.run.errors import BandError, InputError
+from imagery2flow.run.inspection import SeveralFaults
 
+from .cities import write_cities
 from .conftest import draw_images, small_config, write_patches
 
 
@@ -36,3 +41,37 @@ def test_too_many_parts_are_refused():
     ):
         training.check_processes(10, 5, 2, 3)
     training.check_processes(10, 5, 2, 2)
+
+
+def test_simclr_learns_from_the_training_patches_of_a_manifest_with_a_split(tmp_path, tiny_backbone, ledger):
+    """The run is that of a folder that holds no others."""
+    for name, splits in (("all", {"train": 2, "validation": 1, "test": 1}), ("train", {"train": 2})):
+        write_cities(tmp_path / name, splits, draw=lambda city, random: draw_images(1, seed=len(city), dtype="uint8")["00000"])
+        train_encoder(small_config(data_path=str(tmp_path / name), model_path=str(tmp_path / f"{name}_ckpt")), ledger)
+    assert ledger.notes[0].startswith(
+        "manifest.csv has a column split: the encoder learns from the 8 patches of train, not from the other 8"
+    )
+    first, second = (torch.load(tmp_path / f"{name}_ckpt/small_img_2.pth", weights_only=True) for name in ("all", "train"))
+    assert first["normalisation"] == second["normalisation"]
+    assert all(torch.equal(first["model"][name], second["model"][name]) for name in first["model"])
+
+
+def test_faults_of_labels_weights_and_scales_are_one_error(tmp_path, ledger):
+    write_cities(tmp_path / "tiles", {"test": 2})
+    settings = {"objective": "classify", "label_column": "town", "init": str(tmp_path / "gone.pth"), "normalisation": "imagenet"}
+    config = small_config(data_path=str(tmp_path / "tiles"), model_path=str(tmp_path), bands=["blue", "green", "red"], **settings)
+    with pytest.raises(SeveralFaults) as error:
+        train_encoder(config, ledger)
+    assert len(error.value.errors) == 3
+    assert all(text in str(error.value) for text in ("no column town", "gone.pth does not exist", "--normalisation imagenet needs red"))
+
+
+def test_statistics_of_the_bands_are_those_of_the_training_patches(tmp_path, tiny_backbone, ledger):
+    brightness = iter([50, 50, 200, 100, 100, 200, 150, 150, 200, 200, 200, 200])  # two for training and one for validation of each city
+    draw = lambda city, random: torch.full((3, 12, 12), next(brightness)).numpy().astype("uint8")  # noqa: E731
+    write_cities(tmp_path / "tiles", {"train": 2, "validation": 1}, draw=draw)
+    config = small_config(data_path=str(tmp_path / "tiles"), model_path=str(tmp_path), objective="classify", label_column="city")
+    run_file = train_encoder(config, ledger)
+    assert torch.load(config.checkpoint, weights_only=True)["normalisation"]["mean"] == pytest.approx([125.0] * 3)
+    assert run_file.name == "small_img_2_run.json"
+    assert json.dumps(ledger.came_in) == '{"patches": 8, "validation patches": 4}'

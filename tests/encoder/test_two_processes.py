@@ -75,6 +75,19 @@ def test_a_whole_run_equals_that_of_one_process(two_processes, tmp_path: Path, m
         torch.testing.assert_close(two["model"][name], tensor, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["classify", "regress"])
+def test_a_run_with_labels_equals_that_of_one_process(two_processes, tmp_path, monkeypatch, kind):
+    """Its history too, with the measures of validation patches, of which each process takes a share."""
+    monkeypatch.setattr(trainer, "build_backbone", None)
+    path = ddp_worker.train_labelled(tmp_path, make_fabric("cpu", "fp32")[0])[kind]
+    one, two = (torch.load(folder / kind / path.name, weights_only=True) for folder in (tmp_path, two_processes))
+    for alone, shared in zip(one["history"], two["history"], strict=True):
+        assert shared == pytest.approx(alone, rel=1e-4, abs=1e-6)
+    assert "validation_loss" in one["history"][0]
+    for name, tensor in one["model"].items():
+        torch.testing.assert_close(two["model"][name], tensor, atol=1e-5, rtol=1e-4)
+
+
 def test_sigterm_to_one_process_stops_both_at_the_same_step_and_the_run_resumes(two_processes, tmp_path, monkeypatch):
     run_two_processes("stop", tmp_path)
     assert [(tmp_path / f"stopped_{rank}").read_text() for rank in (0, 1)] == ["0 3", "0 3"]  # asked at the end of so short an epoch

@@ -26,7 +26,7 @@ from tests.faults.making import (
 )
 from tests.spoiling import MANIFEST, PATCH, PATCHES, SCENE, copy_file, put, remove, rewrite
 
-CUT, TRAIN, EMBED, LAND, MAP = "img_preprocessing", "train_img_encoder", "get_img_embedding", "land_cover", "map"
+CUT, TRAIN, EMBED, LAND, MAP = "img_preprocessing", "train_img_encoder", "get_img_embedding", "land_cover", "flow_map"
 NOT_HERE, TRUST = "which does not lie in its folder", "--allow_remote"
 VRT = "--input_tif_path data/M1/mosaic.vrt"
 MOSAIC = "data/M1/mosaic.vrt"

@@ -26,7 +26,7 @@ from tests.faults.making import (
 from tests.spoiling import CKPT, FEATURES, FLOWS, ID, MODEL, NEXT_ID, TREES, copy_file, edit, later, put, write
 
 MODEL_STAGE, TEST, EMBED, TRAIN = "train_ODPrediction", "test_ODPrediction", "get_img_embedding", "train_img_encoder"
-IMPORT, RESULTS, MAP = "import_published", "results", "map"
+IMPORT, RESULTS, MAP = "import_published", "results", "flow_map"
 RUN = "outputs/M1/run.json"
 PARQUET = "table.parquet"
 NO_TABLE = "cannot be parsed as a table"

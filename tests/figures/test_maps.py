@@ -10,7 +10,7 @@ from imagery2flow.figures import maps
 from imagery2flow.figures.maps import WIDEST_LINE, draw_map, flow_maps
 from imagery2flow.figures.style import COLOURS, GREY
 from imagery2flow.imagery.scene import open_scene
-from imagery2flow.run.config import MapConfig
+from imagery2flow.run.config import FlowMapConfig
 from imagery2flow.run.errors import InputError, TableError
 from imagery2flow.run.stage import Ledger
 
@@ -27,7 +27,9 @@ def region(tmp_path, write_scene, write_units):
     table = pd.DataFrame({"h_geocode": ["00", "00", "01", "02"], "w_geocode": ["01", "00", "02", "00"]})
     table = table.assign(count=[10.0, 90.0, 20.0, np.nan], prediction=[12.0, 80.0, 20.0, 5.0])
     table.to_csv(tmp_path / "p.csv", index=False)
-    return MapConfig(predictions_path=str(tmp_path / "p.csv"), units_path=units, scene_path=scene, output_path=str(tmp_path / "map.png"))
+    return FlowMapConfig(
+        predictions_path=str(tmp_path / "p.csv"), units_path=units, scene_path=scene, output_path=str(tmp_path / "map.png")
+    )
 
 
 def read(config):
@@ -136,7 +138,7 @@ def test_units_of_another_place_and_unknown_suffixes_are_refused(region, tmp_pat
     with pytest.raises(TableError, match=r"1 ids of h_geocode are not among the units \(99\).*1 ids of w_geocode .* \(99\)"):
         draw_map(region, ledger_of_tests)
     with pytest.raises(InputError, match=r"must be a file that ends in .png, .pdf, .svg"):
-        draw_map(MapConfig(predictions_path="p", units_path="u", scene_path="s", output_path="map.txt"), ledger_of_tests)
+        draw_map(FlowMapConfig(predictions_path="p", units_path="u", scene_path="s", output_path="map.txt"), ledger_of_tests)
     assert not (tmp_path / "map.png").exists()
 
 

@@ -27,3 +27,13 @@ def test_equal_histories_give_equal_files(tmp_path):
             save_figure(tmp_path / f"{name}.{suffix}", loss_curve(HISTORY))
     for suffix in ("png", "svg", "pdf"):
         assert (tmp_path / f"a.{suffix}").read_bytes() == (tmp_path / f"b.{suffix}").read_bytes()
+
+
+def test_with_labels_training_and_validation_are_drawn_where_they_were_measured():
+    history = pd.DataFrame({"epoch": [1, 2], "lr": 0.1, "loss": [2.0, 1.0], "accuracy": [0.2, 0.6]})
+    left, right = loss_curve(history).axes
+    assert [line.get_label() for line in (*left.lines, *right.lines)] == ["training", "accuracy, training"]
+    validated = history.assign(validation_loss=[2.5, 1.5], validation_r2=[-0.1, 0.4]).drop(columns="accuracy")
+    left, right = loss_curve(validated).axes
+    assert [line.get_label() for line in (*left.lines, *right.lines)] == ["training", "validation", "R2, validation"]
+    assert right.lines[0].get_ydata().tolist() == [-0.1, 0.4]

@@ -320,6 +320,23 @@ def test_an_encoder_is_held_against_scene_patches_and_features(check, town):
     assert any("holds uint16 but the encoder ckpt/e.pth was trained on uint8" in text for text in of_level(found, "warning")[SCENE])
 
 
+def test_labels_of_patches_are_looked_at_where_they_are_named(check, town):
+    cut_patches(PreprocessingConfig(input_tif_path=[SCENE], shp_path=UNITS, region="town", workers=1), Ledger("test", quiet=True))
+    folder = "data/town/l8_2020"
+    manifest = pd.read_csv(f"{folder}/manifest.csv", dtype=str)
+    manifest.assign(split="train", city="A").to_csv(f"{folder}/manifest.csv", index=False)
+    (town / "indexes.csv").write_text("city,overall,planet\nA,high,inf\n")
+    flags = "--region town --labels_path indexes.csv --labels_key city --target_column"
+    status, found, _ = check(f"{flags} overall planet")
+    assert status == 2
+    faults = of_level(found, "fault")[folder]
+    assert len(faults) == 2 and "no numbers (high)" in faults[0] and "infinite values, of 30 patches" in faults[1]
+    (town / "indexes.csv").write_text("city,overall\nA,3\n")
+    status, found, _ = check(f"{flags} overall")
+    assert status == 0
+    assert "1 targets (overall); labelled patches: 30 train, 0 validation, 0 test" in of_level(found, "warning")[folder][-1]
+
+
 def test_the_list_is_written_as_json_where_it_is_asked_for(check, town):
     edit(FLOWS, "count", 2, "-3")
     assert check(f"{TOWN} --output_path found.json")[0] == 2

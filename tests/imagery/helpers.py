@@ -10,7 +10,7 @@ import rasterio
 import shapely
 
 from imagery2flow.imagery.patches import cut_patches
-from imagery2flow.imagery.patchset import PatchSet, measure
+from imagery2flow.imagery.patchset import PatchSet, measure, whole_images
 from imagery2flow.run.config import PreprocessingConfig
 from imagery2flow.run.stage import Ledger
 
@@ -62,7 +62,9 @@ def as_patch_set(images: Sequence[np.ndarray], masks: Sequence[np.ndarray] | Non
     first_pixel = np.concatenate([[0], np.cumsum(shapes.prod(axis=1))[:-1]])
     names = [f"band{number}" for number in range(1, images[0].shape[2] + 1)]
     geocodes = tuple(str(number) for number in range(len(images)))
-    return PatchSet(geocodes, values, valid, first_pixel, shapes[:, 0], shapes[:, 1], measure(values, valid, names))
+    return PatchSet(
+        geocodes, values, valid, first_pixel, shapes[:, 0], shapes[:, 1], measure(values, valid, names), whole_images(*shapes.T)
+    )
 
 
 def naive_level(pixels: np.ndarray, mask: np.ndarray, side: int):

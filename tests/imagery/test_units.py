@@ -6,7 +6,7 @@ import shapely
 from rasterio.transform import from_origin
 
 from imagery2flow.imagery.scene import open_scene
-from imagery2flow.imagery.units import as_window, grid_tiles, mend, point_windows, read_units, to_scene_crs, zone_windows
+from imagery2flow.imagery.units import mend, point_windows, read_units, to_scene_crs, zone_windows
 from imagery2flow.run.errors import CRSError, InputError, MissingInputError, TableError
 
 from .helpers import GSD_M, noise, place, quiet, rectangle
@@ -182,27 +182,6 @@ def test_the_square_around_a_point_is_centred_as_well_as_whole_pixels_allow(scen
 def test_points_mode_refuses_polygons(scene):
     with pytest.raises(InputError, match="--mode points needs points but the units hold Polygon; use --mode zones"):
         point_windows(gpd.GeoSeries([SQUARE], crs=scene.crs), scene, 4)
-
-
-def test_grid_tiles_lie_within_the_scene_in_row_major_order(scene):
-    ids, owners, tiles = grid_tiles([scene], size=4, stride=3)  # 10 x 8 pixels: columns 0, 3, 6; rows 0, 3
-    assert ids == ["r0000c0000", "r0000c0001", "r0000c0002", "r0001c0000", "r0001c0001", "r0001c0002"]
-    assert tiles.tolist() == [[0, 0, 4, 4], [3, 0, 4, 4], [6, 0, 4, 4], [0, 3, 4, 4], [3, 3, 4, 4], [6, 3, 4, 4]]
-    assert owners.tolist() == [0] * 6
-    assert (as_window(tiles[1]).col_off, as_window(tiles[1]).row_off) == (3, 0)
-
-
-def test_grid_tiles_of_several_scenes_carry_the_scenes_name(write_scene):
-    scenes = [open_scene(write_scene(noise(1, 4, 4), name)) for name in ("a.tif", "b.tif")]
-    ids, owners, _ = grid_tiles(scenes, 4, 4)
-    assert (ids, owners.tolist()) == (["a-r0000c0000", "b-r0000c0000"], [0, 1])
-    with pytest.raises(InputError, match=r"scenes share a file name \(a\)"):
-        grid_tiles([scenes[0], scenes[0]], 4, 4)
-
-
-def test_a_tile_larger_than_the_scene_is_refused(scene):
-    with pytest.raises(InputError, match=r"--size 9 is larger than every scene \(the largest fits 8 pixels\)"):
-        grid_tiles([scene], 9, 9)
 
 
 def test_of_a_mended_polygon_the_areas_are_kept_and_not_the_line_of_a_spike(write_units):

@@ -159,6 +159,13 @@ def test_crops_hold_a_valid_pixel_lie_within_the_patch_and_keep_their_share(heig
         assert lowest - 1e-4 <= crop_height * crop_width / (height * width) <= 1 + 1e-4
 
 
+def test_crops_of_the_whole_area_are_the_whole_patch_whatever_its_shape():
+    pyramid = pyramid_of([image(7, 19), image(16, 16)])
+    drawn = draw_boxes(pyramid, torch.tensor([0, 1] * 20), ViewConfig(crop_min_share=1.0), generator())
+    assert (drawn.top == 0).all() and (drawn.left == 0).all()
+    assert drawn.height.tolist() == [7.0, 16.0] * 20 and drawn.width.tolist() == [19.0, 16.0] * 20
+
+
 def test_crops_are_spread_over_shares_and_places():
     pyramid = pyramid_of([image(32, 32)])
     drawn = draw_boxes(pyramid, torch.zeros(2000, dtype=torch.long), ViewConfig(crop_min_share=0.2), generator())

@@ -142,7 +142,7 @@ def test_the_published_count_of_bands_may_be_a_number_in_yaml(parse):
         (["--batch_size", "1"], "--batch_size 1 must be 2 or more"),
         (["--schedule", "3", "x"], "schedule"),
         (["--cos", "maybe"], "cos"),
-        (["--resnet", "resnet34"], "resnet34"),
+        (["--resnet", "resnet9"], "resnet9"),
         (["--views.gain", "3"], "--views.gain 3.0 must be between 0 and 1"),
         (["--views.gian", "0.3"], "--views.gian"),
         (["--lr", "nan"], "nan"),

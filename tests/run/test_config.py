@@ -15,6 +15,8 @@ CLASSES = [value for value in VALUES if isinstance(value, type) and dataclasses.
 SCENE = {"input_tif_path": ["scene.tif"], "shp_path": "units.gpkg"}
 REGION = {"node_feats_path": ["n.csv"], "region": ["M1"]}
 TWO = {"node_feats_path": ["n.csv"], "region": ["M1", "M2"]}
+CLASSIFY = {"objective": "classify", "label_column": "city"}
+REGRESS = {"objective": "regress", "target_column": ["overall"]}
 
 
 @pytest.mark.parametrize("config_class", CLASSES)
@@ -51,6 +53,24 @@ def test_settings_are_frozen_and_keyword_only(config_class):
         (EncoderConfig, {"data_path": "p", "weight_decay": -0.1}, "--weight_decay -0.1 must be 0 or more"),
         (EncoderConfig, {"data_path": "p", "view_size": 8}, "--view_size 8 must be 16 or more"),
         (EncoderConfig, {"data_path": "p", "view_size": 40, "resnet": "vit_l_16"}, "--view_size 40 must be a multiple of 16"),
+        (EncoderConfig, {"data_path": "p", "objective": "classify"}, r"--label_column \(none\) must be given for --objective classify"),
+        (EncoderConfig, {"data_path": "p", "objective": "regress"}, r"--target_column \(none\) must be given for --objective regress"),
+        (
+            EncoderConfig,
+            {"data_path": "p", **CLASSIFY, "target_column": ["a"]},
+            "--target_column a must be left out unless --objective regress",
+        ),
+        (
+            EncoderConfig,
+            {"data_path": "p", **CLASSIFY, "target_scale": 2.0},
+            "--target_scale 2.0 must be left out unless --objective regress",
+        ),
+        (EncoderConfig, {"data_path": "p", "labels_path": "t.csv"}, "--labels_path t.csv must be left out unless --objective classify or"),
+        (EncoderConfig, {"data_path": "p", **CLASSIFY, "folds": 1}, "--folds 1 must be 2 or more"),
+        (EncoderConfig, {"data_path": "p", **CLASSIFY, "fold": 6}, "--fold 6 must be 1 to 5, the number of --folds"),
+        (EncoderConfig, {"data_path": "p", **REGRESS, "target_scale": 0.0}, "--target_scale 0.0 must be above 0"),
+        (EncoderConfig, {"data_path": "p", "objective": "regress", "target_column": ["a", "a"]}, "--target_column a a must be columns of"),
+        (EncoderConfig, {"data_path": "p", "init": ""}, r"--init \(none\) must be scratch, imagenet, or the path"),
         (ViewConfig, {"crop_min_share": 0.0}, "--views.crop_min_share 0.0 must be above 0 and at most 1"),
         (ViewConfig, {"blur_probability": 1.1}, "--views.blur_probability 1.1 must be between 0 and 1"),
         (ViewConfig, {"gain": -0.1}, "--views.gain -0.1 must be between 0 and 1"),

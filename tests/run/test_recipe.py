@@ -10,9 +10,11 @@ from imagery2flow.run import config
 from imagery2flow.run.acquire_config import AcquireConfig
 from imagery2flow.run.adopt_config import AdoptConfig
 from imagery2flow.run.check_config import CheckConfig
+from imagery2flow.run.cities_config import CitiesConfig
 from imagery2flow.run.cli import build_parser, parse_config
 from imagery2flow.run.config import EmbeddingConfig, EncoderConfig, PreprocessingConfig
 from imagery2flow.run.distances_config import DistancesConfig
+from imagery2flow.run.explain_config import ExplainConfig
 from imagery2flow.run.flow_config import (
     EvaluateConfig,
     FlowTestConfig,
@@ -25,6 +27,8 @@ from imagery2flow.run.flow_config import (
 from imagery2flow.run.form_config import UrbanFormConfig
 from imagery2flow.run.land_cover_config import LandCoverConfig
 from imagery2flow.run.report_config import ReportConfig
+from imagery2flow.run.scene_map_config import SceneMapConfig
+from imagery2flow.run.synthetic_cities_config import SyntheticCitiesConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 PAPER = ROOT / "configs" / "paper"
@@ -38,6 +42,7 @@ STAGES = {
 }
 COMMANDS = {
     "synthetic": config.SyntheticConfig,
+    "synthetic_cities": SyntheticCitiesConfig,
     "acquire": AcquireConfig,
     "adopt": AdoptConfig,
     "check": CheckConfig,
@@ -48,8 +53,11 @@ COMMANDS = {
     "evaluate": EvaluateConfig,
     "folds": FoldsConfig,
     "results": ResultsConfig,
-    "map": config.MapConfig,
+    "flow_map": config.FlowMapConfig,
+    "map": SceneMapConfig,
     "report": ReportConfig,
+    "explain": ExplainConfig,
+    "cities": CitiesConfig,
 }
 
 
@@ -82,6 +90,41 @@ def test_the_flow_model_is_trained_as_published():
     assert (trees.embeddings, trees.feature_share, trees.pair_share) == (True, 1.0, 1.0)
     assert not (trees.early_stopping or trees.unit_features or trees.potentials or trees.law or trees.transfer_trees)
     assert read_recipe("get_img_embedding", "--data_path", "p", "--output_path", "t.csv").band_statistics is False
+
+
+def read_city_recipe(name, *flags):
+    return parse_config(
+        "train_img_encoder.py", EncoderConfig, ["--config", str(ROOT / "configs" / f"{name}.yaml"), "--data_path", "p", *flags]
+    )
+
+
+def test_cities_are_told_apart_as_published():
+    recipe = read_city_recipe("dlslicer_resnet50")
+    assert (recipe.objective, recipe.label_column, recipe.balanced) == ("classify", "city", True)
+    assert (recipe.resnet, recipe.init, recipe.normalisation, recipe.view_size) == ("resnet50", "imagenet", "imagenet", 224)
+    assert (recipe.lr, recipe.weight_decay, recipe.batch_size, recipe.total_epoch) == (1e-3, 0.0, 128, 100)
+    assert (recipe.schedule, recipe.cos) == ([], False)
+
+
+def test_indexes_are_learned_as_published():
+    recipe = read_city_recipe("city_index", "--labels_path", "indexes.csv", "--target_column", "planet")
+    assert (recipe.objective, recipe.target_column, recipe.target_scale, recipe.labels_key) == ("regress", ["planet"], 100.0, "city")
+    assert (recipe.resnet, recipe.lr, recipe.batch_size, recipe.total_epoch, recipe.schedule) == ("resnet50", 1e-3, 128, 50, [])
+
+
+@pytest.mark.parametrize("name", ["dlslicer_resnet50", "city_index"])
+def test_tiles_of_cities_are_seen_whole_and_in_their_own_colours(name):
+    views = read_city_recipe(name).views
+    assert (views.crop_min_share, views.flip, views.turn) == (1.0, True, True)
+    assert (
+        views.shift
+        == views.gain
+        == views.blur_probability
+        == views.band_drop_probability
+        == views.rgb_jitter
+        == views.grey_probability
+        == 0
+    )
 
 
 def test_flags_override_the_recipe():
