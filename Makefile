@@ -17,7 +17,7 @@ SECONDS ?= 600
 
 help:
 	@echo "make demo               a generated metro and a second city through all five stages (about 4 minutes on 2 cores, 2 of them the installation)"
-	@echo "make cities             eight generated cities: which is which, why, alike, scored, mapped"
+	@echo "make cities             twenty generated cities: which is which, why, alike, scored, mapped"
 	@echo "make figs               runs figs.ipynb, which draws the paper's figures of the demo"
 	@echo "make test               install, then the test suite"
 	@echo "make test-all           also the tests that take minutes"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Which city is this, why, what is it like, how does it score: eight generated cities through every command of docs/cities.md.
-# Everything is written below ./demo_cities; a few minutes on 2 CPU cores.
+# Which city is this, why, what is it like, how does it score: twenty generated cities through every command of docs/cities.md.
+# Everything is written below ./demo_cities; about 5 minutes on 2 CPU cores.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 rm -rf demo_cities
@@ -15,8 +15,8 @@ scenes=(--data_path $tiles --scene_dir demo_cities/raw)
 flips=(--views.crop_min_share 1 --views.shift 0 --views.gain 0)
 model=demo_cities/ckpt/city_img_15_best.pth
 
-say "0  eight generated cities of three sites; the image shows their greenness, not their random index"
-run -m imagery2flow synthetic_cities --output_dir demo_cities --num_cities 8
+say "0  twenty generated cities of three sites; imagery shows their greenness, and not their random index"
+run -m imagery2flow synthetic_cities --output_dir demo_cities --num_cities 20 --size_px 256
 
 say "1  tiles of 64 px every 32 px, which stay windows of their scenes; the last site of each city is for validation and test"
 run img_preprocessing.py --mode grid --size 64 --stride 32 --materialize false --input_tif_path demo_cities/raw \
@@ -35,7 +35,7 @@ run -m imagery2flow cities --data_path $tiles --predictions_path demo_cities/cit
     --output_dir demo_cities/scores
 
 say "5  why"
-run -m imagery2flow explain "${scenes[@]}" --ckpt $model --tiles_per_city 4 --output_dir demo_cities/explanations
+run -m imagery2flow explain "${scenes[@]}" --ckpt $model --layers layer1 --tiles_per_city 4 --output_dir demo_cities/explanations
 
 say "6  how does a city score that the model never saw: two indexes, cities left out in $folds folds"
 predictions=()
