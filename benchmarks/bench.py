@@ -21,6 +21,7 @@ from typing import TypeVar
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 warnings.filterwarnings("ignore")  # of libraries, between the lines of the tables
 
+from bench_cities import scene_map, tiles  # noqa: E402
 from bench_encoder import embeddings, nt_xent, simclr, views  # noqa: E402
 from bench_flows import balanced_mse, od_epoch, prediction, start_up  # noqa: E402
 from bench_imagery import clip_city, clip_large  # noqa: E402
@@ -30,7 +31,7 @@ from timing import ROW_HEADERS, Row, Settings, machine, print_table  # noqa: E40
 from imagery2flow.run.stage import source_commit  # noqa: E402
 
 PARTS: tuple[Callable[[Settings], list[Row]], ...] = (
-    clip_city, clip_large, views, simclr, nt_xent, embeddings, od_epoch, balanced_mse, prediction, start_up,
+    clip_city, clip_large, views, simclr, nt_xent, embeddings, od_epoch, balanced_mse, prediction, tiles, scene_map, start_up,
 )  # fmt: skip
 GROWTH = "growth"
 Line = TypeVar("Line", Row, Growth)

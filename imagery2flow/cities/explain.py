@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from imagery2flow.cities.relevance import ClassMap, grad_cam, relevance_cam, resnet_of
 from imagery2flow.cities.tile_choice import choose_tiles, file_names, sheet_path
-from imagery2flow.cities.tile_maps import encode_map, kept_pixels, mass_in_upper_tenth, on_tile
+from imagery2flow.cities.tile_maps import cell_px, encode_map, kept_pixels, mass_in_upper_tenth, on_tile
 from imagery2flow.encoder.checkpoint import EncoderRecord, find_checkpoint
 from imagery2flow.encoder.embeddings import look_at_patches, note_encoder
 from imagery2flow.encoder.supervised import Outputs, Supervised, as_predictions, load_supervised
@@ -36,6 +36,7 @@ from imagery2flow.run.stage import Ledger
 from imagery2flow.run.tables import write_table
 
 TILES_PER_SHEET = 10
+FEWEST_CELLS = 4  # along a side of a map
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,18 @@ def read_inputs(config: ExplainConfig, ledger: Ledger) -> tuple[Explainer, Patch
     assert files is not None
     fabric, sentence = make_fabric(config.device, "fp32")
     ledger.note(sentence)
+    note_coarse_layers(config, loaded[1].view_size, ledger)
     return Explainer(loaded[0].to(fabric.device), loaded[1], loaded[2], config, fabric.device), files
+
+
+def note_coarse_layers(config: ExplainConfig, view_size: int, ledger: Ledger) -> None:
+    """Says of which layers the maps have so few cells that they show no place."""
+    for layer in config.layers:
+        cells = -(-view_size // cell_px(layer))
+        if cells < FEWEST_CELLS:
+            ledger.note(
+                f"{layer} has {cells} x {cells} cells for views of {view_size} px, too few to show a place; take a layer before it, or train with a larger --view_size"
+            )
 
 
 def check_output_name(name: str | None, outputs: Outputs) -> None:

@@ -15,13 +15,18 @@ from imagery2flow.run.explain_config import LAYERS
 UPPER_SHARE = 0.1  # of the pixels, whose share of a map's mass the table gives
 
 
+def cell_px(layer: str) -> int:
+    """Pixels of the view from one cell of a stage of a ResNet to the next: 4 of layer1, 32 of layer4."""
+    return 4 << LAYERS.index(layer)
+
+
 def on_tile(values: np.ndarray, layer: str, view_size: int, shape: tuple[int, ...]) -> np.ndarray:
     """A map on the pixels of the tile that the view shows, between its cells bilinear: [height, width].
 
     Cell i of a stage looks at pixel i * stride of the view, because every layer that halves the resolution begins at its first pixel. That is not where cells
     of equal size would have their centres, (i + 1/2) * stride: a map that is enlarged in that way lies half a cell too far down and to the right.
     """
-    stride = 4 << LAYERS.index(layer)
+    stride = cell_px(layer)
     for axis, length in enumerate(shape):
         view_pixel = (np.arange(length) + 0.5) / length * view_size - 0.5
         place = np.clip(view_pixel / stride, 0, values.shape[axis] - 1)

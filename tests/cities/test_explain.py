@@ -152,6 +152,8 @@ def test_everything_is_written(folder, checkpoint, method, capsys):
     }
     sheets = {"contact_A_B.png", "contact_A_B_2.png", "contact_C.png"}
     assert {path.name for path in output.iterdir()} == names | sheets | {"explanations.csv", "run.json"}
+    assert "layer4 has 2 x 2 cells for views of 64 px, too few to show a place" in said
+    assert "layer2 has" not in said
     assert "3 cities have fewer than 10 tiles, and give all: A B 1, A/B 3, C 1" in said
     assert "out: 5 explained tiles, 10 maps, 3 contact sheets" in said
 
