@@ -16,11 +16,13 @@ from imagery2flow.encoder.backbones import build_backbone
 from imagery2flow.imagery.patch_files import find_patches, read_patches
 from imagery2flow.imagery.patches import cut_patches
 from imagery2flow.imagery.patchset import Normalisation
+from imagery2flow.imagery.pyramid import build_pyramid
 from imagery2flow.imagery.scene import open_scene
+from imagery2flow.imagery.views import cut, whole_patches
 from imagery2flow.run.config import PreprocessingConfig
 from imagery2flow.run.stage import Ledger
 
-TILE_PX, TILE_STRIDE, MAP_STRIDE, BATCH = 480, 240, 60, 64
+TILE_PX, VIEW_PX, MAP_STRIDE, BATCH = 480, 224, 60, 64
 OF_BARE_READS = Target(90, "%", at_least=True)
 OF_BARE_PASSES = Target(1.2, "x")
 
@@ -36,7 +38,9 @@ def tiles(settings: Settings) -> list[Row]:
         read, bare_again = alternate([run.read, run.bare], settings.repeats)
         stage = f"{run.count:,} tiles of {size} px every {size // 2} from {side:,} px {kind}"
         rows.append(rate_row(f"1 measure {stage}", run.count, cut, bare))
-        rows.append(rate_row(f"2 read {stage} into memory", run.count, read, bare_again))
+        rows.append(rate_row(f"2 read {stage} into memory, once a run", run.count, read, bare_again))
+        served, bare_again = alternate([run.serve, run.bare], settings.repeats)
+        rows.append(rate_row(f"2 cut {stage} out of memory, each epoch", run.count, served, bare_again))
         shutil.rmtree(run.folder)
     return rows
 
@@ -83,6 +87,8 @@ class TileRun:
         self.cut()
         files = find_patches(str(self.folder / "r/l8_2020"), (), Ledger("bench", quiet=True), scene_dir=str(root))
         self.files, self.count = files, len(files.paths)
+        patches = read_patches(files)
+        self.pyramid = build_pyramid(patches, patches.normalisation, VIEW_PX)
 
     def cut(self) -> None:
         """Stage 1."""
@@ -91,6 +97,11 @@ class TileRun:
     def read(self) -> None:
         """What stage 2 reads before it trains."""
         read_patches(self.files)
+
+    def serve(self) -> None:
+        """What an epoch of stage 2 takes out of memory: every tile at the resolution that views of 224 px need."""
+        for chosen in torch.arange(self.count).split(BATCH):
+            cut(self.pyramid, whole_patches(self.pyramid, chosen), VIEW_PX)
 
     def bare(self) -> None:
         """One windowed read per tile, row by row."""

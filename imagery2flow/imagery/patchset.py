@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 PIXELS_PER_BLOCK = 1 << 22
+COUNTED = (np.uint8, np.uint16)  # types of so few values that counting them is faster than reckoning with each
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,10 @@ def moments_of(values: np.ndarray, valid: np.ndarray) -> BandMoments:
     """Moments of the valid pixels [num_pixels, num_bands], in double precision; in blocks, so that memory stays small."""
     starts = range(0, max(len(valid), 1), PIXELS_PER_BLOCK)
     return merge_moments(
-        [block_moments(values[rows][valid[rows]]) for rows in (slice(start, start + PIXELS_PER_BLOCK) for start in starts)]
+        [
+            block_moments(values[rows] if valid[rows].all() else values[rows][valid[rows]])
+            for rows in (slice(start, start + PIXELS_PER_BLOCK) for start in starts)
+        ]
     )
 
 
@@ -107,8 +111,18 @@ def block_moments(pixels: np.ndarray) -> BandMoments:
     """Moments of pixels [num_pixels, num_bands]."""
     if not len(pixels):
         return BandMoments(0, *np.zeros((3, pixels.shape[1])))
+    if pixels.dtype in COUNTED:
+        return BandMoments(len(pixels), *np.transpose([counted_moments(band) for band in pixels.T]))
     exact = pixels.astype(np.float64)
     return BandMoments(len(pixels), exact.mean(axis=0), exact.var(axis=0), exact.max(axis=0, initial=0.0))
+
+
+def counted_moments(band: np.ndarray) -> tuple[float, float, float]:
+    """Mean, variance and largest value of a band [num_pixels] of few possible values, from how often each occurs: one pass over the pixels."""
+    counts = np.bincount(band)
+    values, share = np.arange(len(counts)), counts / len(band)
+    mean = float(values @ share)
+    return mean, float((values - mean) ** 2 @ share), float(len(counts) - 1)
 
 
 def merge_moments(parts: Sequence[BandMoments]) -> BandMoments:

@@ -17,6 +17,7 @@ from imagery2flow.imagery.patchset import Normalisation, PatchSet
 from imagery2flow.run.memory import Allocate
 
 UINT16_VALUES = 1 << 16
+EXACT_IN_SINGLE = 1 << 24  # whole numbers up to it have no neighbour that single precision lacks
 
 
 @dataclass(frozen=True)
@@ -142,18 +143,34 @@ def coarser_levels(pixels: np.ndarray, mask: np.ndarray, num_levels: int) -> Ite
     Yields:
         Averages in the pixels' own type, and the share of each block, as far as it lies within the patch, that is valid.
     """
-    weight = np.stack([mask, np.ones_like(mask)], axis=-1).astype(np.float64)
-    sums = np.concatenate([pixels * weight[..., :1], weight], axis=-1)  # [height, width, num_bands + 2]: bands, valid pixels, pixels
-    for _ in range(num_levels):
-        sums = halve(sums)
-        total, count, size = sums[..., :-2], sums[..., -2], sums[..., -1]
-        average = total / np.maximum(count, 1)[..., None]
+    exact = sum_type(pixels.dtype, num_levels)
+    is_full = bool(mask.all())
+    total = pixels if is_full else pixels * mask[..., None]
+    count, sides = mask[..., None], mask.shape
+    for level in range(1, num_levels + 1):
+        total = halve(total, exact)
+        size = np.outer(*(block_sides(side, 1 << level) for side in sides))[..., None]  # pixels of each block
+        count = size if is_full else halve(count, exact)
+        average = total / np.maximum(count, 1).astype(np.float64)
         average = average if pixels.dtype.kind == "f" else np.rint(average)
-        yield average.astype(pixels.dtype), (count / size).astype(np.float32)
+        yield average.astype(pixels.dtype), (count / size)[..., 0].astype(np.float32)
 
 
-def halve(values: np.ndarray) -> np.ndarray:
-    """Sums 2 x 2 blocks of values [height, width, n]; a lone last row or column is a block of its own."""
+def sum_type(dtype: np.dtype, num_levels: int) -> np.dtype:
+    """The smaller type in which sums over the largest blocks are exact; for pixels that are no whole numbers double precision."""
+    limits = np.iinfo(dtype) if dtype.kind in "iu" else None
+    fits = limits is not None and max(limits.max, -limits.min) * 4**num_levels < EXACT_IN_SINGLE
+    return np.dtype(np.float32 if fits else np.float64)
+
+
+def block_sides(side: int, block: int) -> np.ndarray:
+    """Lengths of the blocks that a side is divided into; the last one is what remains."""
+    return np.diff(np.append(np.arange(0, side, block), side))
+
+
+def halve(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Sums 2 x 2 blocks of values [height, width, n] in a type; a lone last row or column is a block of its own."""
     height, width, _ = values.shape
-    padded = np.pad(values, ((0, height % 2), (0, width % 2), (0, 0)))
-    return padded[0::2, 0::2] + padded[0::2, 1::2] + padded[1::2, 0::2] + padded[1::2, 1::2]
+    padded = np.pad(values, ((0, height % 2), (0, width % 2), (0, 0))) if height % 2 or width % 2 else values
+    rows = np.add(padded[0::2], padded[1::2], dtype=dtype)  # [height / 2, width, n]
+    return rows[:, 0::2] + rows[:, 1::2]

@@ -9,6 +9,7 @@ Shapes: a batch of views is [batch, num_bands, view_size, view_size]. Each image
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -95,6 +96,7 @@ class Tiles:
         valid_share: [n, side, side].
         vertical: Centres of the view's rows, in rows of the tile [n, view_size].
         horizontal: Centres of its columns [n, view_size].
+        is_full: Whether all pixels of their patches are valid, as far as is known without a look at the device.
     """
 
     view: Tensor
@@ -102,14 +104,21 @@ class Tiles:
     valid_share: Tensor
     vertical: Tensor
     horizontal: Tensor
+    is_full: bool
 
     def pinned(self) -> Tiles:
         """The same in memory that a GPU reads by itself."""
-        return Tiles(*(part.pin_memory() for part in vars(self).values()))
+        return self.map(Tensor.pin_memory)
 
     def to(self, device: torch.device) -> Tiles:
         """The same on another device."""
-        return Tiles(*(send(part, device) for part in vars(self).values()))
+        return self.map(lambda part: send(part, device))
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Tiles:
+        """The same with every tensor changed."""
+        return Tiles(
+            change(self.view), change(self.values), change(self.valid_share), change(self.vertical), change(self.horizontal), self.is_full
+        )
 
 
 def choose_view_size(patches: PatchSet) -> int:
@@ -198,6 +207,7 @@ def cut(pyramid: Pyramid, boxes: Boxes, view_size: int) -> list[Tiles]:
     horizontal = locate(torch.where(transposed, rows, columns), boxes.orientation & 1 > 0, view_size)
     side = tile_side(torch.maximum(vertical.extent, horizontal.extent))
     tiles = []
+    is_full = pyramid.first_valid[boxes.patch + 1] == pyramid.first_valid[boxes.patch]
     for number, size in torch.unique(torch.stack([level, side]), dim=1).T.tolist():
         view = torch.nonzero((level == number) & (side == size))[:, 0]
         down, right = vertical.select(view), horizontal.select(view)
@@ -205,7 +215,7 @@ def cut(pyramid: Pyramid, boxes: Boxes, view_size: int) -> list[Tiles]:
         place = (top[:, None, None] + below[:, :, None] + beside[:, None, :]).reshape(-1)  # [n * size * size]
         values = pyramid.values[number].index_select(0, place).reshape(len(view), size, size, -1)
         share = pyramid.valid_share[number].index_select(0, place).reshape(len(view), size, size)
-        tiles.append(Tiles(view, values, share, down.position, right.position))
+        tiles.append(Tiles(view, values, share, down.position, right.position, bool(is_full[view].all())))
     return tiles
 
 
@@ -250,6 +260,9 @@ def render(tiles: list[Tiles], is_uint16: bool) -> tuple[Tensor, Tensor]:
     for part in tiles:
         place = send(part.view, device)
         grid = sampling_grid(send(part.vertical, device), send(part.horizontal, device), part.values.shape[1])
+        if part.is_full:
+            values[place], valid[place] = resample(as_float(part.values, is_uint16), grid), True
+            continue
         share = part.valid_share.float()[..., None]  # [n, side, side, 1]
         weight = resample(share, grid)
         values[place] = resample(as_float(part.values, is_uint16) * share, grid) / weight.clamp(min=1e-6)
