@@ -95,7 +95,7 @@ def one_seed(flags: argparse.Namespace, seed: int) -> pd.DataFrame:
     folder = flags.out / f"seed{seed}"
     tiles, models = folder / "tiles", folder / "ckpt"
     write_tiles(flags.data / TILES, tiles, seed)
-    common = ["--data_path", tiles, "--view_size", SIZE, "--batch_size", 128, "--seed", seed, "--model_path", models, "--precision", "fp32"]
+    common = ["--data_path", tiles, "--view_size", SIZE, "--batch_size", 128, "--seed", seed, "--model_path", models]
     run(train_img_encoder, *common, "--total_epoch", flags.epochs, "--cos", "true", "--log", "simclr")
     supervised = ["--objective", "classify", "--label_column", "city", "--total_epoch", flags.epochs_supervised, "--cos", "true"]
     simclr = models / f"simclr_img_{flags.epochs}.pth"
@@ -137,8 +137,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of the real sample")
     parser.add_argument("--out", type=Path, default=ROOT / "outputs" / "cities_sample")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--epochs", type=int, default=100, help="epochs of SimCLR")
-    parser.add_argument("--epochs_supervised", type=int, default=40)
+    parser.add_argument("--epochs", type=int, default=40, help="epochs of SimCLR")
+    parser.add_argument("--epochs_supervised", type=int, default=20)
     flags = parser.parse_args()
     if not (flags.data / TILES).is_file():
         sys.exit(f"--data {flags.data} has no file {TILES}; name the folder of the real sample")
